@@ -1,0 +1,1 @@
+"""Things to run beside the function; nothing in `metrics` imports them."""

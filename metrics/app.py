@@ -1,0 +1,492 @@
+"""The one flow: decode -> evaluate -> commit (durable when it returns) -> reply.
+
+`App` knows HTTP's and CloudEvents' words but no transport: `post` is a coroutine for
+asynchronous hosts, `post_sync` its twin for threads, and both are `intake`, the committer, and
+`answer`. Every error leaves through `problem`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time as clock
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+import orjson
+
+from . import payload
+from .committer import Committer, Work
+from .config import Settings
+from .counters import OTHER, Increment, merge
+from .errors import FeedbackMetricsError, Overloaded, Refused, TooLarge, Unavailable, status_of
+from .evaluators import Evaluation, Known, evaluate
+from .events import (
+    BATCH,
+    Event,
+    batch_body,
+    binary_headers,
+    carried,
+    format_time,
+    read_events,
+)
+from .model_settings import ModelSettings
+from .models_file import ModelsFile
+from .payload import Feedback, check_label, one_line
+from .scores import model_view
+from .server_stats import ServerStats
+from .state import Constants, Entry, Gauge, ModelState, State
+from .store import Store
+from .windows import ALL_TIME, in_segments, place
+
+logger = logging.getLogger("metrics.app")
+
+UNKNOWN = "unknown/unknown/unknown/unknown"
+"""Stands for the model of refused events that name none that is known."""
+
+MAX_SEGMENT_VALUES = 50
+"""Values of one segment key; further ones count as `__other__`."""
+
+_IDENTITY = ("namespace", "inferenceservicename", "endpoint", "modelid")
+_HIDDEN = frozenset(
+    {"scores", "calibration_rows", "calibration_hits", "calibration_confidence", "absolute_errors"}
+)
+"""Families of histograms, which an emitted event's `increment` leaves out."""
+
+
+class Response(NamedTuple):
+    """What a host sends back; headers have lower-case names."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+@dataclass(slots=True)
+class Counted:
+    """One event on its way through: what it was, and what it adds."""
+
+    event: Event
+    entry: Entry
+
+
+@dataclass(slots=True)
+class Request:
+    """The events of one request that are to be committed together."""
+
+    counted: list[Counted] = field(default_factory=list)
+    batch: bool = False
+
+
+EMPTY = Response(202, [], b"")
+
+
+class App:
+    """One function: settings, a store, and the flow between them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        stats: ServerStats | None = None,
+        now: Callable[[], float] = clock.time,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.models = ModelsFile(settings.models_file, settings.model_settings())
+        self.stats = stats or ServerStats()
+        self.now = now
+        self.committer = Committer(
+            store, settings.max_queue, self.stats, settings.snapshot_interval, now
+        )
+        self._defaults = (
+            settings.namespace,
+            settings.deployment,
+            settings.predictor,
+            settings.model,
+        )
+        self._labels: dict[str, dict[str, set[str]]] = {}
+        self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
+        self._processed = 0
+        self._logged = 0.0
+
+    def close(self) -> None:
+        """Commit what is queued and release the store."""
+        self.committer.close()
+        self.store.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the store can commit. Never waits."""
+        return self.committer.healthy
+
+    def read(self) -> State:
+        """The state all questions are answered from; refused events of no model are kept apart."""
+        return self.store.read()
+
+    # --- POST / ------------------------------------------------------------------------------
+
+    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
+        """The answer to `POST /`; awaits the commit without holding a thread."""
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            request = self.intake(headers, body)
+            if not request.counted:
+                return EMPTY
+            self.committer.submit(
+                Work([each.entry for each in request.counted], partial(_later, waiter))
+            )
+            return self.answer(request, await waiter)
+        except Refused as error:
+            waiter = asyncio.get_running_loop().create_future()
+            try:
+                self.committer.submit(Work([self._rejection(headers)], partial(_later, waiter)))
+                await waiter
+            except Unavailable:
+                pass  # the answer stays: no retry can mend the event
+            return problem(error)
+        except Exception as error:
+            return problem(error)
+
+    def post_sync(self, headers: Mapping[str, str], body: bytes) -> Response:
+        """The answer to `POST /`, for a host that gives each request a thread."""
+        try:
+            request = self.intake(headers, body)
+            if not request.counted:
+                return EMPTY
+            verdict = self._commit([each.entry for each in request.counted])
+            return self.answer(request, verdict)
+        except Refused as error:
+            try:
+                self._commit([self._rejection(headers)])
+            except Unavailable:
+                pass  # the answer stays: no retry can mend the event
+            return problem(error)
+        except Exception as error:
+            return problem(error)
+
+    def _commit(self, entries: list[Entry]) -> Any:
+        done = threading.Event()
+        outcome: list[Any] = []
+
+        def tell(verdict: Any) -> None:
+            outcome.append(verdict)
+            done.set()
+
+        self.committer.submit(Work(entries, tell))
+        done.wait()
+        return outcome[0]
+
+    def intake(self, headers: Mapping[str, str], body: bytes) -> Request:
+        """Decode and evaluate a request. Raises Refused; nothing is counted yet.
+
+        A batch is taken whole or refused whole; events of types that are not feedback are left
+        out.
+        """
+        if len(body) > self.settings.max_body:
+            raise TooLarge("data", f"{len(body)} bytes; at most {self.settings.max_body} are taken")
+        events, is_batch = read_events(headers, body)
+        request = Request(batch=is_batch)
+        arrival = self.now()
+        for event in events:
+            if event.type and event.type not in self.settings.accept_types:
+                continue
+            request.counted.append(Counted(event, self._entry(event, arrival)))
+        return request
+
+    def answer(self, request: Request, verdict: Any) -> Response:
+        """The answer once the commit told its verdict."""
+        if isinstance(verdict, BaseException):
+            raise verdict
+        self._log_processing(len(request.counted))
+        if self.settings.reply == "off" or self.settings.sink:
+            return EMPTY
+        if not request.batch:
+            (counted,) = request.counted
+            attributes, data = self._emitted(counted)
+            return Response(200, binary_headers(attributes), data)
+        return Response(200, [("content-type", BATCH)], batch_body(self._emitted_batch(request)))
+
+    # --- one event ---------------------------------------------------------------------------
+
+    def _entry(self, event: Event, arrival: float) -> Entry:
+        """Decode and evaluate one event under the constants that are known now."""
+        model = self._model(event)
+        feedback = event.feedback()
+        known = self.store.read().constants(model)
+        return self._evaluated(event, model, feedback, arrival, known)
+
+    def _evaluated(
+        self, event: Event, model: str, feedback: Feedback, arrival: float, constants: Constants
+    ) -> Entry:
+        settings = self.models.of(model)
+        labels = self._known_labels(model)
+        evaluation = evaluate(feedback, settings, Known(constants, labels))
+        time = arrival if event.time is None else min(event.time, arrival)
+        placement = place(time, arrival, settings.windows)
+        increment = evaluation.increment
+        if placement.late:
+            increment["late"] = {(): 1}
+        panes = placement.panes
+        if settings.segments:
+            segments = _segments(event, feedback, settings, labels)
+            panes = tuple(in_segments(panes, segments))
+        self._admit(model, labels, evaluation)
+        unnamed = constants.get("unnamed") or self._unnamed(event)
+        if unnamed:
+            evaluation.constants["unnamed"] = unnamed
+        gauges = {key: Gauge(value, arrival) for key, value in evaluation.gauges.items()}
+        gauges["last_event", ()] = Gauge(time, time)
+        return Entry(
+            model,
+            event.digest,
+            panes,
+            increment,
+            gauges,
+            evaluation.constants,
+            partial(self._evaluated, event, model, feedback, arrival),
+        )
+
+    def _model(self, event: Event) -> str:
+        """The id of the event's model. Raises Refused for an unusable one, or one too many."""
+        extensions = event.extensions
+        parts = []
+        for name, default in zip(_IDENTITY, self._defaults, strict=True):
+            text = extensions.get(name) or default
+            if "/" in text:
+                raise Refused(f"ce-{name}", f"{one_line(text, 40)!r} has a slash")
+            if len(text) > payload.MAX_LABEL:
+                check_label(text, f"ce-{name}")
+            parts.append(text)
+        return "/".join(parts)
+
+    def _unnamed(self, event: Event) -> list[str]:
+        """The parts of the model's id that neither the event nor a variable names."""
+        return [
+            name
+            for name, variable in zip(_IDENTITY, self.settings.unset_identity, strict=True)
+            if variable and not event.extensions.get(name)
+        ]
+
+    def _known_labels(self, model: str) -> dict[str, set[str]]:
+        """The labels in use of a model's capped families, by kind."""
+        labels = self._labels.get(model)
+        if labels is None:
+            state = self.store.read().models.get(model)
+            labels = _labels_in(state.all_time) if state else {}
+            if state:
+                labels["segment"] = {pane.segment for pane in state.panes if pane.segment}
+                for family, key in state.gauges:
+                    if family == "user_gauges":
+                        labels.setdefault("metric", set()).add("\0".join(key))
+        return labels
+
+    def _admit(self, model: str, labels: dict[str, set[str]], evaluation: Evaluation) -> None:
+        """Take note of new labels, and of a new model. Raises Refused for a model too many."""
+        if model not in self._labels:
+            if len(self._labels) >= self.settings.max_models:
+                known = self.store.read().models
+                for gone in [name for name in self._labels if name not in known]:
+                    del self._labels[gone]
+                if len({*self._labels, *known} - {UNKNOWN}) >= self.settings.max_models:
+                    logger.warning("a model past FEEDBACK_MAX_MODELS is refused: %s", model)
+                    raise Refused("ce-modelid", "FEEDBACK_MAX_MODELS models are served already")
+            self._labels[model] = labels
+        for kind, fresh in _labels_in(evaluation.increment).items():
+            known_labels = labels.setdefault(kind, set())
+            if kind == "class" and OTHER in fresh and OTHER not in known_labels:
+                logger.warning("%s: classes past FEEDBACK_MAX_CLASSES count as __other__", model)
+            known_labels |= fresh
+
+    def _rejection(self, headers: Mapping[str, str]) -> Entry:
+        """An entry that counts a refused event, at its model where that is known."""
+        parts = [
+            headers.get(f"ce-{name}", default)
+            for name, default in zip(_IDENTITY, self._defaults, strict=True)
+        ]
+        model = "/".join(parts)
+        if model not in self.store.read().models:
+            model = UNKNOWN
+        return Entry(model, b"", (ALL_TIME,), {"rejected": {(): 1}})
+
+    def _log_processing(self, events: int) -> None:
+        """The ancestor's greppable line, at most once a second."""
+        self._processed += events
+        moment = clock.monotonic()
+        if moment - self._logged >= 1:
+            self._logged = moment
+            logger.info("PROCESSING Feedback Event. (%d since the last line)", self._processed)
+            self._processed = 0
+
+    # --- the emitted event -------------------------------------------------------------------
+
+    def _emitted(self, counted: Counted) -> tuple[dict[str, str], bytes]:
+        """Attributes and data of the metrics event that answers one event."""
+        event, entry = counted.event, counted.entry
+        now = self.now()
+        attributes = {
+            "id": entry.digest.hex() or token_hex(16),
+            "source": self.settings.event_source,
+            "type": self.settings.event_type,
+            "subject": entry.model,
+            "time": format_time(now),
+            **carried(event.extensions),
+        }
+        return attributes, self._data(entry.model, entry.increment, now)
+
+    def _emitted_batch(self, request: Request) -> list[tuple[dict[str, str], bytes]]:
+        """One metrics event per model touched, in the order of their first events."""
+        by_model: dict[str, list[Counted]] = {}
+        for counted in request.counted:
+            by_model.setdefault(counted.entry.model, []).append(counted)
+        emitted = []
+        for model, parts in by_model.items():
+            attributes, _ = self._emitted(parts[0])
+            digests = b"".join(part.entry.digest for part in parts)
+            attributes["id"] = blake2b(digests, digest_size=16).hexdigest()
+            increment = merge(part.entry.increment for part in parts)
+            emitted.append((attributes, self._data(model, increment, self.now())))
+        return emitted
+
+    def _data(self, model: str, increment: Increment, now: float) -> bytes:
+        """The model's view as of its last commit, shared by its events, with `increment` added."""
+        state = self.store.read().models.get(model)
+        settings = self.models.of(model)
+        cached = self._views.get(model)
+        if state is None:  # with a snapshot interval, before the first flush
+            state = ModelState({}, {}, {})
+        if cached is None or cached[0] is not state or cached[1] is not settings:
+            view = model_view(model, state, settings, now)
+            if self.settings.reply_windows:
+                view["windows"] = {
+                    window.name: model_view(model, state, settings, now, window)
+                    for window in settings.windows
+                    if window.name in self.settings.reply_windows
+                }
+            cached = self._views[model] = (state, settings, orjson.dumps(view)[:-1])
+        return cached[2] + b',"increment":' + orjson.dumps(_readable(increment)) + b"}"
+
+
+def problem(error: BaseException) -> Response:
+    """The answer to a request that failed: `application/problem+json` with a one-line reason.
+
+    Anything unforeseen is a constant text; its traceback goes to the log only.
+    """
+    status, title = status_of(error)
+    headers = [("content-type", "application/problem+json")]
+    if status == 500:
+        logger.error("unforeseen", exc_info=error)
+        detail = "internal error; the log has more"
+    else:
+        detail = one_line(str(error), 900)
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status}
+    body["detail"] = detail
+    if isinstance(error, Refused) and error.field:
+        body["field"] = error.field
+    if isinstance(error, Unavailable):
+        headers.append(("retry-after", str(error.retry_after)))
+    return Response(status, headers, orjson.dumps(body))
+
+
+def _segments(
+    event: Event, feedback: Feedback, settings: ModelSettings, labels: dict[str, set[str]]
+) -> list[str]:
+    """The segments of an event, `key=value`. Raises Refused for values that are no scalars."""
+    found = []
+    known = labels.setdefault("segment", set())
+    for key in settings.segments:
+        value = event.extensions.get(key)
+        where = f"ce-{key}"
+        if value is None:
+            value, where = feedback.tags.get(key), f"meta.tags.{key}"
+        if value is None:
+            continue
+        if type(value) not in (str, int, float, bool):
+            raise Refused(where, "must be a string, a number or a boolean to be a segment")
+        text = check_label(value if type(value) is str else str(value).lower(), where)
+        segment = f"{key}={text}"
+        if segment not in known:
+            values = sum(each.startswith(f"{key}=") for each in known)
+            segment = f"{key}={OTHER}" if values >= MAX_SEGMENT_VALUES else segment
+            known.add(segment)
+        found.append(segment)
+    return found
+
+
+def _labels_in(vector: Increment) -> dict[str, set[str]]:
+    """The labels of capped families in a vector, by kind."""
+    found: dict[str, set[str]] = {}
+    for family in ("true_positives", "false_negatives", "false_positives"):
+        cells = vector.get(family)
+        if cells:
+            found.setdefault("class", set()).update(labels[0] for labels in cells)
+    if "rewards" in vector:
+        found["route"] = {labels[0] for labels in vector["rewards"] if labels}
+    for family in ("user_counters", "user_timers_sum"):
+        if family in vector:
+            found.setdefault("metric", set()).update("\0".join(key) for key in vector[family])
+    return found
+
+
+def _readable(increment: Increment) -> dict[str, Any]:
+    """An increment as JSON: a number, or objects nested by label; histograms are left out."""
+    readable: dict[str, Any] = {}
+    for family, cells in increment.items():
+        if family in _HIDDEN:
+            continue
+        for labels, value in cells.items():
+            if not labels:
+                readable[family] = value
+                continue
+            at = readable.setdefault(family, {})
+            if not isinstance(at, dict):
+                at = readable[family] = {"": at}
+            for label in labels[:-1]:
+                at = at.setdefault(label, {})
+            at[labels[-1]] = value
+    return readable
+
+
+# --- waking coroutines from the committer's thread --------------------------------------------
+
+
+class _Wakers:
+    """Hands verdicts to event loops: one wake-up for all that a commit tells at once."""
+
+    def __init__(self) -> None:
+        self._told: dict[asyncio.AbstractEventLoop, deque[tuple[asyncio.Future[Any], Any]]] = {}
+
+    def tell(self, waiter: asyncio.Future[Any], verdict: Any) -> None:
+        loop = waiter.get_loop()
+        told = self._told.get(loop)
+        if told is None:
+            told = self._told[loop] = deque()
+        told.append((waiter, verdict))
+        if len(told) == 1:
+            try:
+                loop.call_soon_threadsafe(self._wake, told)
+            except RuntimeError:
+                told.clear()  # the loop is gone, and its waiters with it
+
+    @staticmethod
+    def _wake(told: deque[tuple[asyncio.Future[Any], Any]]) -> None:
+        while told:
+            waiter, verdict = told.popleft()
+            if not waiter.done():  # its client may have given up
+                waiter.set_result(verdict)
+
+
+_wakers = _Wakers()
+
+
+def _later(waiter: asyncio.Future[Any], verdict: Any) -> None:
+    _wakers.tell(waiter, verdict)
+
+
+__all__ = ["App", "FeedbackMetricsError", "Overloaded", "Response", "problem"]

@@ -1,0 +1,283 @@
+"""Group commit: the requests that wait while one transaction runs share the next one.
+
+One thread takes what has gathered, commits it, and tells each waiter. The queue is bounded: full,
+it raises Overloaded at once. With a snapshot interval waiters are told at once and the same
+thread flushes every so many seconds and at `close`; there is no second flush path.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time as clock
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import ConstantsDiffer, Overloaded, StoreUnavailable
+from .state import Entry
+from .store import Store
+
+logger = logging.getLogger("metrics.committer")
+
+MAX_BATCH = 1024
+"""Entries of one transaction, about: a request is never divided."""
+PROBE_SECONDS = 1.0
+"""How often a store that failed is tried again while no request tries it."""
+HOUSEKEEPING_SECONDS = 1.0
+"""How often panes and digests past their time are looked for."""
+FLUSH_ATTEMPTS = 3
+"""Tries of the last flush at `close`, with a snapshot interval."""
+
+
+@dataclass(slots=True)
+class Work:
+    """The entries of one request: committed together, or not at all."""
+
+    entries: list[Entry]
+    done: Callable[[list[bool] | BaseException], None]
+    """Told once, from the committer's thread: which entries were new, or what went wrong."""
+
+
+class Tally(Protocol):
+    """What the committer reports of each transaction, for the operational families."""
+
+    def committed(self, seconds: float, entries: int) -> None:
+        """A transaction succeeded."""
+
+    def failed(self, kind: str) -> None:
+        """A transaction did not."""
+
+
+class Committer:
+    """Hands the entries of many requests to a store, many to a transaction."""
+
+    def __init__(
+        self,
+        store: Store,
+        max_queue: int,
+        tally: Tally,
+        interval: float = 0.0,
+        now: Callable[[], float] = clock.time,
+    ) -> None:
+        self._store = store
+        self._max_queue = max_queue
+        self._tally = tally
+        self._interval = interval
+        self._now = now
+        self._queue: deque[Work] = deque()
+        self._waiting = 0
+        self._wake = threading.Condition()
+        self._closing = False
+        self._healthy = True
+        self._pending_digests: set[bytes] = set()
+        self._attempts = FLUSH_ATTEMPTS
+        self._housekept = 0.0
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._probe()
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last transaction, or the last probe, succeeded. Never waits."""
+        return self._healthy
+
+    @property
+    def waiting(self) -> int:
+        """Entries in the queue."""
+        return self._waiting
+
+    def submit(self, work: Work) -> None:
+        """Queue `work`; its `done` is told when the entries are durable.
+
+        With a snapshot interval it is told before this returns, by this process's knowledge of
+        which are new. Raises Overloaded where the queue is full.
+        """
+        verdicts = None
+        with self._wake:
+            if self._closing:
+                raise Overloaded("shutting down")
+            if self._waiting + len(work.entries) > self._max_queue and self._waiting:
+                raise Overloaded(f"{self._waiting} events wait for a commit")
+            if self._interval:
+                verdicts = self._take(work)
+            self._queue.append(work)
+            self._waiting += len(work.entries)
+            if not self._interval or self._waiting * 2 > self._max_queue:
+                self._wake.notify()
+        if verdicts is not None:
+            work.done(verdicts)
+
+    def close(self) -> None:
+        """Commit what is queued and stop the thread; further work is refused."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            batch = self._gather()
+            if batch is None:
+                return
+            if batch:
+                self._commit(batch)
+            elif not self._healthy:
+                self._probe()
+            self._housekeep()
+
+    def _gather(self) -> list[Work] | None:
+        """What to commit next; [] when there is time for other duties, None at the end."""
+        with self._wake:
+            if self._interval:
+                full = self._waiting * 2 > self._max_queue and self._healthy
+                if not self._closing and not full:
+                    self._wake.wait(self._interval)
+            elif not self._queue and not self._closing:
+                self._wake.wait(PROBE_SECONDS if not self._healthy else HOUSEKEEPING_SECONDS)
+            if not self._queue:
+                return None if self._closing else []
+            batch: list[Work] = []
+            size = 0
+            while self._queue and (not batch or size + len(self._queue[0].entries) <= MAX_BATCH):
+                work = self._queue.popleft()
+                size += len(work.entries)
+                batch.append(work)
+            self._waiting -= size
+            return batch
+
+    def _commit(self, batch: list[Work]) -> None:
+        """Commit `batch` in one transaction and tell its waiters."""
+        try:
+            batch, verdicts = self._transact(batch)
+        except StoreUnavailable as error:
+            self._fail(batch, error)
+        except Exception as error:  # a bug, or an entry no store can take
+            logger.exception("commit failed")
+            self._tally.failed("bug")
+            if len(batch) == 1:
+                self._tell(batch, [error])
+            else:
+                for work in batch:  # only the one at fault shall suffer
+                    self._commit([work])
+        else:
+            self._healthy = True
+            self._tell(batch, verdicts)
+
+    def _transact(self, batch: list[Work]) -> tuple[list[Work], list[Any]]:
+        """Commit all of `batch` that constants allow; the rest are told why not."""
+        for _ in range(10):
+            batch = self._settle(batch)
+            entries = [entry for work in batch for entry in work.entries]
+            started = clock.perf_counter()
+            try:
+                flat = self._store.commit(entries, self._now())
+            except ConstantsDiffer:
+                continue  # another writer fixed a constant first: evaluate under it
+            self._tally.committed(clock.perf_counter() - started, len(entries))
+            verdicts = []
+            at = 0
+            for work in batch:
+                verdicts.append(flat[at : at + len(work.entries)])
+                at += len(work.entries)
+            return batch, verdicts
+        raise StoreUnavailable("contended", "other writers kept fixing constants first")
+
+    def _settle(self, batch: list[Work]) -> list[Work]:
+        """`batch` with every entry evaluated under the constants that will be in force.
+
+        Work that contradicts them is told so and left out.
+        """
+        state = self._store.read()
+        in_force: dict[str, dict[str, Any]] = {}
+        settled: list[Work] = []
+        for work in batch:
+            try:
+                for at, entry in enumerate(work.entries):
+                    if not entry.constants:
+                        continue
+                    known = in_force.get(entry.model)
+                    if known is None:
+                        known = in_force[entry.model] = dict(state.constants(entry.model))
+                    work.entries[at] = entry = _under(entry, known)
+                    for name, value in entry.constants.items():
+                        known.setdefault(name, value)
+            except Exception as error:
+                self._tell([work], [error])
+            else:
+                settled.append(work)
+        return settled
+
+    def _fail(self, batch: list[Work], error: StoreUnavailable) -> None:
+        if self._healthy:
+            logger.error("store cannot commit (%s): %s", error.kind, error)
+        self._healthy = False
+        self._tally.failed(error.kind)
+        if not self._interval:
+            self._tell(batch, [error] * len(batch))
+            return
+        entries = sum(len(work.entries) for work in batch)
+        if self._closing:
+            self._attempts -= 1
+            if not self._attempts:
+                logger.critical("%d acknowledged events are lost: %s", entries, error)
+                self._tell(batch, [])
+                self._attempts = 1
+                return
+            clock.sleep(PROBE_SECONDS)
+        with self._wake:  # already acknowledged: keep it, in order, for the next flush
+            self._queue.extendleft(reversed(batch))
+            self._waiting += entries
+
+    def _probe(self) -> None:
+        try:
+            self._store.commit([], self._now())
+        except StoreUnavailable as error:
+            if self._healthy:
+                logger.error("store cannot commit (%s): %s", error.kind, error)
+            self._healthy = False
+            self._tally.failed(error.kind)
+        else:
+            if not self._healthy:
+                logger.info("store commits again")
+            self._healthy = True
+
+    def _housekeep(self) -> None:
+        if clock.monotonic() - self._housekept < HOUSEKEEPING_SECONDS or not self._healthy:
+            return
+        self._housekept = clock.monotonic()
+        try:
+            self._store.housekeep(self._now())
+        except StoreUnavailable as error:
+            logger.warning("housekeeping failed (%s): %s", error.kind, error)
+
+    def _tell(self, batch: Sequence[Work], verdicts: Sequence[Any]) -> None:
+        """Tell every waiter of `batch`."""
+        if self._interval:
+            for work in batch:
+                self._pending_digests.difference_update(entry.digest for entry in work.entries)
+            return
+        for work, verdict in zip(batch, verdicts, strict=True):
+            work.done(verdict)
+
+    def _take(self, work: Work) -> list[bool]:
+        """Which entries are new, as far as this process's unflushed ones tell."""
+        verdicts = []
+        for entry in work.entries:
+            verdicts.append(entry.digest not in self._pending_digests)
+            if entry.digest:
+                self._pending_digests.add(entry.digest)
+        return verdicts
+
+
+def _under(entry: Entry, constants: dict[str, Any]) -> Entry:
+    """`entry`, evaluated again where it presupposes other constants than those in force."""
+    for name, presupposed in entry.constants.items():
+        if constants.get(name, presupposed) != presupposed:
+            if entry.again is None:
+                raise ConstantsDiffer(f"{entry.model}: {name}")
+            return entry.again(constants)
+    return entry

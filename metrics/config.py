@@ -1,0 +1,471 @@
+"""Every setting in one table: its variable, flag, default and unit. Nothing else reads them.
+
+A flag wins over its variable, and the variable over the default. The ancestor's flags and
+variables keep working; its metric classes are translated to a task.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import ConfigurationError
+from .model_settings import PROBABILITIES, ModelSettings
+from .windows import Window, duration, window
+
+FEEDBACK_TYPE = "io.seldon.serving.feedback"
+PROTOCOL = "seldonfeedback.http"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: how it is called, what it defaults to, and how its text is read."""
+
+    field: str
+    variable: str
+    flag: str
+    default: str
+    read: Callable[[str], Any]
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a process, read and checked."""
+
+    port: int
+    host: str
+    workers: int
+    store: str
+    redis_durability: str
+    snapshot_interval: float
+    dedup_ttl: int
+    max_queue: int
+    task: str
+    models_file: str
+    classes: tuple[str, ...]
+    threshold: float
+    top_k: int
+    beta: float
+    probabilities: str
+    windows: tuple[Window, ...]
+    segments: tuple[str, ...]
+    confidence: float
+    max_models: int
+    max_classes: int
+    confusion_classes: int
+    max_body: int
+    reply: str
+    reply_windows: tuple[str, ...]
+    sink: str
+    sink_interval: float
+    event_type: str
+    event_source: str
+    accept_types: tuple[str, ...]
+    log_level: str
+    namespace: str
+    deployment: str
+    predictor: str
+    model: str
+    model_image: str
+    flat_rows: bool = False
+    unset_identity: tuple[bool, bool, bool, bool] = (True, True, True, True)
+    """Which of namespace, deployment, predictor and model no variable names."""
+
+    def model_settings(self) -> ModelSettings:
+        """The settings of a model that `FEEDBACK_MODELS` says nothing about."""
+        return ModelSettings(
+            task=self.task,
+            classes=self.classes,
+            threshold=self.threshold,
+            k=self.top_k,
+            beta=self.beta,
+            probabilities=self.probabilities,
+            flat_rows=self.flat_rows,
+            windows=self.windows,
+            segments=self.segments,
+            max_classes=self.max_classes,
+            confidence=self.confidence,
+        )
+
+
+def _text(text: str) -> str:
+    return text.strip()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _windows(text: str) -> tuple[Window, ...]:
+    windows = tuple(map(window, _words(text)))
+    if len({each.name for each in windows}) != len(windows):
+        raise ValueError("names a window twice")
+    return windows
+
+
+def _seconds(text: str) -> float:
+    """Seconds: `0`, `2.5`, or a duration such as `1m`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return float(duration(text))
+    if not 0 <= seconds < 1e9:
+        raise ValueError("must be 0 or more seconds")
+    return seconds
+
+
+def _at_least(least: int, most: int = 1 << 40) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError(f"must be {least} or more, and {most} at most")
+        return number
+
+    return read
+
+
+def _bytes(text: str) -> int:
+    """Bytes: `1048576`, `512KiB`, `16MiB` or `1GiB`."""
+    text = text.strip()
+    for suffix, factor in (("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)):
+        if text.endswith(suffix):
+            return _at_least(1)(text.removesuffix(suffix).strip()) * factor
+    return _at_least(1)(text)
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text
+
+    return read
+
+
+def _level(text: str) -> str:
+    level = text.strip().upper()
+    if level not in _LEVELS:
+        raise ValueError(f"must be one of {', '.join(_LEVELS)}")
+    return level
+
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _url(text: str) -> str:
+    """An http(s) address, or nothing; a bare host is taken as http."""
+    text = text.strip()
+    if not text:
+        return ""
+    parts = urlsplit(text if "//" in text else f"http://{text}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// address")
+    return parts.geturl()
+
+
+_ANCESTORS_TASKS = {
+    "adserver.cm_models.multiclass_one_hot.MulticlassOneHot": "multiclass",
+    "adserver.cm_models.multiclass_numeric.MultiClassNumeric": "multiclass",
+    "adserver.cm_models.binary_metrics.BinaryMetrics": "binary",
+}
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("port", "PORT", "http_port", "8080", _at_least(1, 65535), "HTTP port"),
+    Setting("host", "HOST", "host", "0.0.0.0", _text, "address to listen on"),
+    Setting(
+        "workers",
+        "WEB_CONCURRENCY",
+        "workers",
+        "1",
+        _at_least(1, 64),
+        "worker processes; they share one store",
+    ),
+    Setting(
+        "store",
+        "FEEDBACK_STORE",
+        "store",
+        "sqlite:///state/feedback.db",
+        _text,
+        "where state is durable: sqlite:///relative, sqlite:////absolute, redis://, rediss://, "
+        "memory:",
+    ),
+    Setting(
+        "redis_durability",
+        "FEEDBACK_REDIS_DURABILITY",
+        "redis_durability",
+        "none",
+        _text,
+        "what a commit waits for: none, wait:REPLICAS:MS, waitaof:LOCAL:REPLICAS:MS",
+    ),
+    Setting(
+        "snapshot_interval",
+        "FEEDBACK_SNAPSHOT_INTERVAL",
+        "snapshot_interval",
+        "0",
+        _seconds,
+        "seconds between flushes; 0: every event is durable before its answer",
+    ),
+    Setting(
+        "dedup_ttl",
+        "FEEDBACK_DEDUP_TTL",
+        "dedup_ttl",
+        "1d",
+        duration,
+        "how long a (source, id) is remembered",
+    ),
+    Setting(
+        "max_queue",
+        "FEEDBACK_MAX_QUEUE",
+        "max_queue",
+        "1024",
+        _at_least(1),
+        "events that may wait for a commit; more are answered 503",
+    ),
+    Setting(
+        "task",
+        "FEEDBACK_TASK",
+        "storage_uri",
+        "auto",
+        _text,
+        "auto, multiclass, binary, multilabel, regression, or the dotted path of your class",
+    ),
+    Setting(
+        "models_file",
+        "FEEDBACK_MODELS",
+        "models",
+        "",
+        _text,
+        "path of a YAML file with settings by model",
+    ),
+    Setting(
+        "classes",
+        "FEEDBACK_CLASSES",
+        "classes",
+        "",
+        _words,
+        "names of the classes in column order, comma-separated",
+    ),
+    Setting(
+        "threshold",
+        "FEEDBACK_THRESHOLD",
+        "threshold",
+        "0.5",
+        float,
+        "probability from which a binary model or a label is positive",
+    ),
+    Setting("top_k", "FEEDBACK_TOP_K", "top_k", "0", _at_least(0), "k of top_k_accuracy; 0: off"),
+    Setting("beta", "FEEDBACK_BETA", "beta", "0", float, "beta of fbeta_*; 0: off"),
+    Setting(
+        "probabilities",
+        "FEEDBACK_PROBABILITIES",
+        "probabilities",
+        "refuse",
+        _one_of(*PROBABILITIES),
+        "rows that are no probabilities: refuse, normalise, or take as scores (argmax only)",
+    ),
+    Setting(
+        "windows",
+        "FEEDBACK_WINDOWS",
+        "windows",
+        "5m,1h,1d",
+        _windows,
+        "sliding windows besides all time",
+    ),
+    Setting(
+        "segments",
+        "FEEDBACK_SEGMENTS",
+        "segments",
+        "",
+        _words,
+        "keys of extensions or meta.tags to slice scores by",
+    ),
+    Setting(
+        "confidence",
+        "FEEDBACK_CONFIDENCE",
+        "confidence",
+        "0.95",
+        float,
+        "level of the intervals, a ratio",
+    ),
+    Setting(
+        "max_models",
+        "FEEDBACK_MAX_MODELS",
+        "max_models",
+        "1000",
+        _at_least(1),
+        "models served; events of further ones are refused",
+    ),
+    Setting(
+        "max_classes",
+        "FEEDBACK_MAX_CLASSES",
+        "max_classes",
+        "1000",
+        _at_least(2),
+        "classes of a model; further ones count as __other__",
+    ),
+    Setting(
+        "confusion_classes",
+        "FEEDBACK_CONFUSION_CLASSES",
+        "confusion_classes",
+        "10",
+        _at_least(0),
+        "classes up to which feedback_confusion_total is exposed",
+    ),
+    Setting("max_body", "FEEDBACK_MAX_BODY", "max_body", "16MiB", _bytes, "bytes; larger: 413"),
+    Setting(
+        "reply",
+        "FEEDBACK_REPLY",
+        "reply",
+        "event",
+        _one_of("event", "off"),
+        "answer with a metrics event, or with an empty 202",
+    ),
+    Setting(
+        "reply_windows",
+        "FEEDBACK_REPLY_WINDOWS",
+        "reply_windows",
+        "",
+        _words,
+        "windows that emitted events also show",
+    ),
+    Setting("sink", "K_SINK", "reply_url", "", _url, "post metric events there instead"),
+    Setting(
+        "sink_interval",
+        "FEEDBACK_SINK_INTERVAL",
+        "sink_interval",
+        "1s",
+        _seconds,
+        "seconds between two events of one model to the sink",
+    ),
+    Setting(
+        "event_type",
+        "FEEDBACK_EVENT_TYPE",
+        "event_type",
+        f"{FEEDBACK_TYPE}.metrics",
+        _text,
+        "type of emitted events",
+    ),
+    Setting(
+        "event_source",
+        "FEEDBACK_EVENT_SOURCE",
+        "event_source",
+        FEEDBACK_TYPE,
+        _text,
+        "source of emitted events",
+    ),
+    Setting(
+        "accept_types",
+        "FEEDBACK_ACCEPT_TYPES",
+        "accept_types",
+        FEEDBACK_TYPE,
+        _words,
+        "event types taken as feedback; others are answered 202",
+    ),
+    Setting("log_level", "LOG_LEVEL", "log_level", "INFO", _level, "logs go to stderr"),
+    Setting(
+        "namespace",
+        "SELDON_DEPLOYMENT_NAMESPACE",
+        "namespace",
+        "default",
+        _text,
+        "namespace of events that name none",
+    ),
+    Setting(
+        "deployment",
+        "SELDON_DEPLOYMENT_ID",
+        "deployment",
+        "default",
+        _text,
+        "deployment of events that name none",
+    ),
+    Setting(
+        "predictor",
+        "PREDICTOR_ID",
+        "predictor",
+        "default",
+        _text,
+        "predictor of events that name none",
+    ),
+    Setting(
+        "model",
+        "PREDICTIVE_UNIT_ID",
+        "model",
+        "default",
+        _text,
+        "model of events that name none",
+    ),
+    Setting(
+        "model_image",
+        "PREDICTIVE_UNIT_IMAGE",
+        "model_image",
+        "",
+        _text,
+        "image:version shown in the ancestor's families",
+    ),
+)
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
+    """The settings in `environ` and `flags`. Raises ConfigurationError, naming the one at fault."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        flag = (flags or {}).get(setting.flag)
+        text = environ.get(setting.variable, "") if flag is None else flag
+        name = setting.variable if flag is None else f"--{setting.flag}"
+        try:
+            values[setting.field] = setting.read(text if text.strip() else setting.default)
+        except ValueError as error:
+            raise ConfigurationError(f"{name}: {text!r}: {error}") from None
+    unset = tuple(
+        not environ.get(setting.variable) and not (flags or {}).get(setting.flag)
+        for field in ("namespace", "deployment", "predictor", "model")
+        for setting in SETTINGS
+        if setting.field == field
+    )
+    settings = Settings(**values, unset_identity=unset)  # type: ignore[arg-type]
+    task = settings.task
+    if task in _ANCESTORS_TASKS:
+        settings = _as_ancestor(settings, environ)
+    for name in settings.reply_windows:
+        if name not in ("all", *(each.name for each in settings.windows)):
+            raise ConfigurationError(f"FEEDBACK_REPLY_WINDOWS: {name!r} is no window that is kept")
+    if settings.event_type in settings.accept_types:
+        raise ConfigurationError("FEEDBACK_EVENT_TYPE: is taken as feedback; events would loop")
+    settings.model_settings()  # checks what settings must agree on
+    return settings
+
+
+def _as_ancestor(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The ancestor's classes: a flat list is one row for its one-hot class; scores need not sum."""
+    return replace(
+        settings,
+        task=_ANCESTORS_TASKS[settings.task],
+        flat_rows=settings.task.endswith("OneHot"),
+        probabilities=environ.get("FEEDBACK_PROBABILITIES") or "scores",
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting, and the ancestor's own words, to `parser`."""
+    for setting in SETTINGS:
+        names = [f"--{setting.flag}"]
+        if "_" in setting.flag:
+            names.append(f"--{setting.flag.replace('_', '-')}")
+        default = f" [{setting.default}]" if setting.default else ""
+        parser.add_argument(
+            *names,
+            dest=setting.flag,
+            metavar="X",
+            help=f"{setting.help} ({setting.variable}){default}".replace("%", "%%"),
+        )
+    parser.add_argument("--model_name", metavar="X", help="the ancestor's; has no effect")
+    parser.add_argument(
+        "--protocol", metavar="X", choices=(PROTOCOL,), default=PROTOCOL, help="the ancestor's"
+    )
+    parser.add_argument(
+        "server", nargs="?", choices=("MetricsServer",), help="the ancestor's; has no effect"
+    )

@@ -1,0 +1,144 @@
+"""Labels and columns -> class keys.
+
+A class's key is its column's index ("2") wherever names or columns tell it, else the label as
+written. Names are looked up when scores are shown, so an event with names, one without, and one
+whose columns come in another order all count in the same class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..counters import OTHER
+from ..errors import Refused
+from ..model_settings import ModelSettings
+from ..payload import Feedback, Values, check_label
+from .evaluation import Evaluation, Known
+
+TOLERANCE = 1e-3
+"""How far a row of probabilities may sum from 1."""
+
+
+def label(value: Any) -> str:
+    """A label as written: 2, 2.0 and "2" are one class, `2`; true is 1."""
+    if type(value) is str:
+        return value
+    if type(value) is float and not value.is_integer():
+        return repr(value)
+    return str(int(value))
+
+
+def agree(truth: Values, prediction: Values, flat_rows: bool) -> tuple[Values, Values]:
+    """Both sides with the same number of rows. Raises Refused where they cannot have it.
+
+    A flat list against a single row of the same width is that row in short; with `flat_rows`
+    every flat list of several numbers is (the ancestor's one-hot form).
+    """
+    if not truth.width and not prediction.width:
+        if (flat_rows or len(truth) == 1 or _fractions(prediction)) and _is_row(prediction):
+            if len(truth) == len(prediction) and (flat_rows or _one_hot(truth.flat)):
+                truth = truth.as_one_row()
+            if truth.width or len(truth) == 1:
+                prediction = prediction.as_one_row()
+    elif not truth.width and len(prediction) == 1 and len(truth) == prediction.width:
+        truth = truth.as_one_row()
+    elif not prediction.width and len(truth) == 1 and len(prediction) == truth.width:
+        prediction = prediction.as_one_row()
+    if len(truth) != len(prediction):
+        raise Refused(
+            prediction.field, f"{len(prediction)} rows, but {truth.field} has {len(truth)}"
+        )
+    if truth.width and prediction.width and truth.width != prediction.width:
+        raise Refused(
+            prediction.field,
+            f"rows of {prediction.width} values, but {truth.field} has rows of {truth.width}",
+        )
+    return truth, prediction
+
+
+def _is_row(values: Values) -> bool:
+    return values.numeric and len(values.flat) > 1
+
+
+def _fractions(values: Values) -> bool:
+    return values.numeric and any(
+        type(value) is float and not value.is_integer() for value in values.flat
+    )
+
+
+def _one_hot(row: Sequence[Any]) -> bool:
+    return row.count(1) == 1 and row.count(0) == len(row) - 1
+
+
+class Classes:
+    """The classes of one event: names in column order, and how labels find their keys."""
+
+    def __init__(self, feedback: Feedback, settings: ModelSettings, known: Known) -> None:
+        sent = feedback.prediction.names if feedback.prediction else None
+        sent = sent or feedback.truth.names
+        fixed = settings.classes or tuple(known.constants.get("names", ()))
+        self.proposed = sent if sent and not fixed else None
+        self.names: tuple[str, ...] = fixed or sent or ()
+        self.configured = bool(settings.classes)
+        self._index = {name: str(index) for index, name in enumerate(self.names)}
+
+    def fix(self, evaluation: Evaluation) -> None:
+        """Propose the event's names as the model's, where it has none yet."""
+        if self.proposed:
+            evaluation.constants["names"] = list(self.proposed)
+
+    def keys(self, values: Values, width: int = 0) -> list[str]:
+        """The class keys of (N,) labels; `width` is the number of columns of the other side.
+
+        Raises Refused for a label that is no column, no configured class, or unfit for a label.
+        """
+        find = self._finder(values, width)
+        keys = {value: find(value) for value in set(values.flat)}
+        return [keys[value] for value in values.flat]
+
+    def _finder(self, values: Values, width: int) -> Callable[[Any], str]:
+        def find(value: Any) -> str:
+            text = label(value)
+            key = self._index.get(text)
+            if key is not None:
+                return key
+            limit = width or (len(self.names) if self.configured else 0)
+            if limit:
+                if text.isascii() and text.isdigit() and int(text) < limit:
+                    return text
+                classes = ", ".join(self.names[:5]) or f"0 to {limit - 1}"
+                raise Refused(values.field, f"{text[:40]!r} is none of the classes ({classes})")
+            return check_label(text, values.field)
+
+        return find
+
+    def columns(self, values: Values) -> list[int]:
+        """The class index of each column of (N, K) values. Raises Refused for an unknown name."""
+        if self.configured and len(self.names) != values.width:
+            raise Refused(
+                values.field, f"rows of {values.width} values for {len(self.names)} classes"
+            )
+        if values.names and values.names != self.names[: values.width]:
+            try:
+                return [int(self._index[name]) for name in values.names]
+            except KeyError as error:
+                if not self.configured:
+                    return list(range(values.width))
+                raise Refused(values.field, f"{error.args[0]!r} is no configured class") from None
+        return list(range(values.width))
+
+
+def cap(keys: Iterable[str], known: Known, limit: int) -> dict[str, str]:
+    """Where each distinct key counts: itself, or `__other__` past `limit` known classes."""
+    classes = known.labels.get("class", set())
+    fresh = limit - len(classes)
+    taken: dict[str, str] = {}
+    for key in keys:
+        if key not in taken:
+            if key not in classes and fresh <= 0:
+                taken[key] = OTHER
+            else:
+                fresh -= key not in classes
+                taken[key] = key
+    return taken

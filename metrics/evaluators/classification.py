@@ -1,0 +1,131 @@
+"""What every classifier's rows add: outcomes by class, and sums and histograms of probabilities.
+
+Families (labels): true_positives(class), false_negatives(class), false_positives(class),
+confusion(truth, prediction) off the diagonal only; where probabilities are given
+probability_rows, log_loss and log_loss_squared, brier and brier_squared (sums over rows),
+calibration_rows|hits|confidence(bin), scores(class, bin, positive), top_k_hits(k),
+top_k_rows(k).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import log
+from sys import float_info
+
+from ..bins import calibration_bin, logit_bin
+from ..counters import NO_LABELS, Labels, Number, Vector
+
+CLIP = float_info.epsilon
+"""Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm, as scikit-learn does."""
+
+MAX_SCORED_CLASSES = 64
+"""Score histograms (ROC AUC, average precision) are kept for models of at most as many columns."""
+
+_VECTOR_ROWS = 24
+"""From as many rows numpy pays; one row neither waits for its import nor for its overhead."""
+
+
+def count_outcomes(
+    vector: Vector,
+    truth: Sequence[str],
+    prediction: Sequence[str],
+    counted_as: Mapping[str, str],
+) -> None:
+    """Add the outcome of each row; a wrong row is a miss of its truth and a false alarm.
+
+    `counted_as` folds classes together after right and wrong are told apart.
+    """
+    hits: dict[Labels, Number] = {}
+    misses: dict[Labels, Number] = {}
+    alarms: dict[Labels, Number] = {}
+    wrong: dict[Labels, Number] = {}
+    for (true, predicted), n in Counter(zip(truth, prediction, strict=True)).items():
+        true_as, predicted_as = counted_as[true], counted_as[predicted]
+        if true == predicted:
+            hits[true_as,] = hits.get((true_as,), 0) + n
+        else:
+            misses[true_as,] = misses.get((true_as,), 0) + n
+            alarms[predicted_as,] = alarms.get((predicted_as,), 0) + n
+            wrong[true_as, predicted_as] = wrong.get((true_as, predicted_as), 0) + n
+    if hits:
+        vector["true_positives"] = hits
+    if wrong:
+        vector["false_negatives"] = misses
+        vector["false_positives"] = alarms
+        vector["confusion"] = wrong
+
+
+def count_probabilities(
+    vector: Vector,
+    flat: Sequence[float],
+    keys: Sequence[str],
+    truth: Sequence[int],
+    k: int,
+) -> None:
+    """Add what the rows of probabilities tell.
+
+    `flat` holds N rows of K probabilities, `keys` the K columns' class keys, `truth` the column
+    of each row's truth.
+    """
+    if len(truth) >= _VECTOR_ROWS:
+        from .rows import count_probability_rows
+
+        count_probability_rows(vector, flat, keys, truth, k)
+        return
+    width = len(keys)
+    losses = squares = briers = brier_squares = 0.0
+    sizes: dict[Labels, Number] = {}
+    hits: dict[Labels, Number] = {}
+    confidences: dict[Labels, Number] = {}
+    scores: dict[Labels, Number] = {}
+    top = 0
+    scored = columns_scored(keys)
+    for start, true in enumerate(truth):
+        row = flat[start * width : (start + 1) * width]
+        p = row[true]
+        loss = -log(min(max(p, CLIP), 1 - CLIP))
+        losses += loss
+        squares += loss * loss
+        distance = sum(x * x for x in row) - 2 * p + 1
+        if width == 2:
+            distance /= 2
+        briers += distance
+        brier_squares += distance * distance
+        confidence = max(row)
+        bin = (str(calibration_bin(confidence)),)
+        sizes[bin] = sizes.get(bin, 0) + 1
+        hits[bin] = hits.get(bin, 0) + (row.index(confidence) == true)
+        confidences[bin] = confidences.get(bin, 0) + confidence
+        if k:
+            top += rank(row, true) < k
+        for column in scored:
+            key = (keys[column], str(logit_bin(row[column])), "1" if column == true else "0")
+            scores[key] = scores.get(key, 0) + 1
+    vector["probability_rows"] = {NO_LABELS: len(truth)}
+    vector["log_loss"] = {NO_LABELS: losses}
+    vector["log_loss_squared"] = {NO_LABELS: squares}
+    vector["brier"] = {NO_LABELS: briers}
+    vector["brier_squared"] = {NO_LABELS: brier_squares}
+    vector["calibration_rows"] = sizes
+    vector["calibration_hits"] = hits
+    vector["calibration_confidence"] = confidences
+    if scores:
+        vector["scores"] = scores
+    if k:
+        vector["top_k_rows"] = {(str(k),): len(truth)}
+        vector["top_k_hits"] = {(str(k),): top}
+
+
+def rank(row: Sequence[float], column: int) -> int:
+    """How many columns beat `column`; of equal ones the later do, as in scikit-learn's top_k."""
+    score = row[column]
+    return sum(x > score for x in row) + sum(x == score for x in row[column + 1 :])
+
+
+def columns_scored(keys: Sequence[str]) -> range:
+    """The columns whose scores are binned: the second of two, all of some, none of very many."""
+    if len(keys) == 2:
+        return range(1, 2)
+    return range(len(keys)) if len(keys) <= MAX_SCORED_CLASSES else range(0)

@@ -1,0 +1,37 @@
+"""Rewards, whatever the task: of all events, and by the route a bandit or A/B test took.
+
+Families, with no label for all events and with the route for each: rewards (events),
+reward_positive and reward_negative (sums of magnitudes: a signed sum is no counter),
+reward_offset and reward_offset_squared (less the model's first reward, for the variance).
+"""
+
+from __future__ import annotations
+
+from ..counters import NO_LABELS, OTHER
+from ..payload import Feedback
+from .evaluation import Evaluation, Known
+
+MAX_ROUTES = 100
+"""Routes past these are counted as `__other__`."""
+
+
+def evaluate(feedback: Feedback, evaluation: Evaluation, known: Known) -> None:
+    """Add the event's reward to `evaluation`."""
+    reward = feedback.reward
+    assert reward is not None
+    origin = float(known.constants.get("reward_origin", reward))
+    evaluation.constants["reward_origin"] = origin
+    labels = [NO_LABELS]
+    if feedback.route:
+        routes = known.labels.get("route", set())
+        full = len(routes) >= MAX_ROUTES and feedback.route not in routes
+        labels.append((OTHER if full else feedback.route,))
+    sums = {
+        "rewards": 1,
+        "reward_positive": max(reward, 0.0),
+        "reward_negative": max(-reward, 0.0),
+        "reward_offset": reward - origin,
+        "reward_offset_squared": (reward - origin) ** 2,
+    }
+    for family, value in sums.items():
+        evaluation.increment[family] = dict.fromkeys(labels, value)

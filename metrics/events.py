@@ -1,0 +1,216 @@
+"""CloudEvents 1.0 over HTTP, in and out: the one place that knows their attributes.
+
+In: binary mode (`ce-*` headers), structured JSON, batched JSON, or plain feedback JSON without
+any attribute. Out: binary mode, or a batch. Written by hand because it is the hot path: the SDK's
+`from_http` and `to_binary` cost more than counting the event does. Source: the CloudEvents
+specification and its HTTP protocol binding, 1.0.2.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import quote, unquote
+
+import orjson
+
+from .errors import Refused
+from .payload import Feedback, check_label, decode, load_json, one_line, parse
+
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+JSON = "application/json"
+
+_CORE = frozenset(
+    ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
+)
+_NAME = re.compile(r"[a-z0-9]{1,64}")
+_MAX_ATTRIBUTE = 2048
+"""Characters of an attribute; the specification promises 64 KiB for a whole event, no more."""
+_HEADER_SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))"
+)
+
+
+@dataclass(slots=True)
+class Event:
+    """One event as it came; `id` and `source` are empty for plain JSON."""
+
+    id: str
+    source: str
+    type: str
+    time: float | None
+    """Epoch seconds."""
+    extensions: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    data: Any = None
+    """Decoded data of a structured event, where `body` is None."""
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that stand for `(source, id)`; empty where the event has no id."""
+        if not self.id:
+            return b""
+        return blake2b(orjson.dumps((self.source, self.id)), digest_size=16).digest()
+
+    def feedback(self) -> Feedback:
+        """What the event's data says. Raises Refused."""
+        return decode(self.body) if self.body is not None else parse(self.data)
+
+
+def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], bool]:
+    """The events of a request, and whether it was a batch.
+
+    `headers` have lower-case names. Raises Refused, which names the attribute at fault.
+    """
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == STRUCTURED:
+        return [_structured(load_json(body, "data"), "")], False
+    if content_type == BATCH:
+        batch = load_json(body, "data")
+        if type(batch) is not list:
+            raise Refused("data", "a batch must be a JSON array of events")
+        return [_structured(event, f"[{index}].") for index, event in enumerate(batch)], True
+    if content_type.startswith("application/cloudevents"):
+        raise Refused("content-type", f"{one_line(content_type, 60)!r}: only JSON is read")
+    attributes = {
+        name[3:]: _header_text(value, name)
+        for name, value in headers.items()
+        if name.startswith("ce-")
+    }
+    if not attributes:
+        return [Event("", "", "", None, body=body)], False
+    event = _event(attributes, "ce-")
+    event.body = body
+    return [event], False
+
+
+def _structured(value: Any, where: str) -> Event:
+    if type(value) is not dict:
+        raise Refused(where.rstrip(".") or "data", "an event must be a JSON object")
+    attributes: dict[str, str] = {}
+    for name, text in value.items():
+        if name in ("data", "data_base64") or text is None:
+            continue
+        if type(text) is bool:
+            text = "true" if text else "false"
+        elif type(text) is int:
+            text = str(text)
+        elif type(text) is not str:
+            raise Refused(f"{where}{one_line(name, 64)}", "must be a string, integer or boolean")
+        attributes[name] = text
+    event = _event(attributes, where)
+    if "data_base64" in value:
+        if "data" in value or type(value["data_base64"]) is not str:
+            raise Refused(f"{where}data_base64", "must be the only data, a base64 string")
+        try:
+            event.body = b64decode(value["data_base64"], validate=True)
+        except ValueError:
+            raise Refused(f"{where}data_base64", "not base64") from None
+    else:
+        event.data = value.get("data")
+    return event
+
+
+def _event(attributes: dict[str, str], where: str) -> Event:
+    """The event with these attributes, checked."""
+    for name, text in attributes.items():
+        if not _NAME.fullmatch(name):
+            raise Refused(f"{where}{one_line(name, 64)}", "is no CloudEvents attribute name")
+        if len(text) > _MAX_ATTRIBUTE:
+            raise Refused(f"{where}{name}", f"{len(text)} characters; at most {_MAX_ATTRIBUTE}")
+        if not text.isprintable():
+            _check_text(text, f"{where}{name}")
+    for name in ("id", "source", "type", "specversion"):
+        if not attributes.get(name):
+            raise Refused(f"{where}{name}", "missing: it is required of a CloudEvent")
+    if attributes["specversion"] not in ("1.0", "0.3"):
+        raise Refused(f"{where}specversion", "must be 1.0")
+    time = attributes.get("time")
+    return Event(
+        attributes["id"],
+        attributes["source"],
+        attributes["type"],
+        None if time is None else parse_time(time, f"{where}time"),
+        {name: text for name, text in attributes.items() if name not in _CORE},
+    )
+
+
+def _check_text(text: str, where: str) -> None:
+    """Raises Refused for control characters and surrogates; other Unicode is fine."""
+    for start in range(0, len(text), 256):
+        check_label(text[start : start + 256], where)
+
+
+def _header_text(value: str, name: str) -> str:
+    """A header's text: percent-decoded, and as UTF-8 where raw bytes came as Latin-1."""
+    if not value.isascii():
+        try:
+            value = value.encode("latin-1").decode()
+        except UnicodeError:
+            pass  # it was text already
+    if "%" in value:
+        try:
+            value = unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            raise Refused(name, "percent-encodes something that is not UTF-8") from None
+    return value
+
+
+def parse_time(text: str, where: str) -> float:
+    """Epoch seconds of an RFC 3339 time. Raises Refused, naming `where`."""
+    match = _TIME.fullmatch(text)
+    if match:
+        date, time, fraction, sign, hours, minutes = match.groups()
+        try:
+            moment = datetime.fromisoformat(f"{date}T{time}").replace(tzinfo=timezone.utc)
+        except ValueError:
+            raise Refused(where, f"{text!r} is no moment") from None
+        if sign:
+            offset = timedelta(hours=int(hours), minutes=int(minutes))
+            moment += -offset if sign == "+" else offset
+        return moment.timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+    raise Refused(where, f"{one_line(text, 40)!r} is no RFC 3339 time")
+
+
+def format_time(seconds: float) -> str:
+    """RFC 3339, UTC, microseconds, of epoch seconds."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+# --- out --------------------------------------------------------------------------------------
+
+
+def carried(extensions: Mapping[str, str]) -> dict[str, str]:
+    """The extension attributes that an emitted event takes over from the one it answers."""
+    return {name: text for name, text in extensions.items() if not name.startswith("knative")}
+
+
+def binary_headers(attributes: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The headers of an event in binary mode whose data is JSON."""
+    headers = [("content-type", JSON), ("ce-specversion", "1.0")]
+    headers += [(f"ce-{name}", _encoded(text)) for name, text in attributes.items()]
+    return headers
+
+
+@lru_cache(maxsize=4096)
+def _encoded(text: str) -> str:
+    """A header value: space, quote, percent and all beyond printable ASCII are percent-encoded."""
+    return quote(text, safe=_HEADER_SAFE)
+
+
+def batch_body(events: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:
+    """A batch of events whose data is JSON already."""
+    parts = []
+    for attributes, data in events:
+        head = {"specversion": "1.0", **attributes, "datacontenttype": JSON}
+        parts.append(orjson.dumps(head)[:-1] + b',"data":' + data + b"}")
+    return b"[" + b",".join(parts) + b"]"

@@ -1,0 +1,392 @@
+"""State -> Prometheus: a collector (client_python's custom collectors), never instrumentation.
+
+Families are listed in the README. The ancestor's are last: they keep its labels and its counting
+rule, in which a correct multiclass row is also a true negative of its own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from . import __version__
+from .counters import Labels, Number, value
+from .evaluators.user_metrics import BUCKETS
+from .model_settings import ModelSettings
+from .scores.view import ALL, Scored, naming, score_vector, segments_of, task_of, vector_of
+from .state import ModelState
+from .windows import Window
+
+if TYPE_CHECKING:
+    from .app import App
+
+MODEL_LABELS = ("deployment_namespace", "deployment_name", "predictor_name", "model_name")
+UNKNOWN_LABEL = "NOT_IMPLEMENTED"
+"""What the ancestor's labels read where nothing is known."""
+
+_SUMS = (
+    ("log_loss", "log_loss", "Sum over rows of the log loss, natural logarithm."),
+    ("brier", "brier_score", "Sum over rows of the Brier score."),
+    ("probability_rows", "probability_rows", "Rows whose prediction was a probability."),
+    ("subset_hits", "subset_hits", "Rows whose labels were all right (multilabel)."),
+)
+_OUTPUT_SUMS = (
+    ("targets", "targets", "Numbers predicted (regression): rows, for each output."),
+    ("absolute_error", "absolute_error", "Sum over rows of the absolute error."),
+    ("squared_error", "squared_error", "Sum over rows of the squared error."),
+)
+
+
+class FeedbackCollector(Collector):
+    """Yields every family of one app; `created` adds the series' birth times (OpenMetrics)."""
+
+    def __init__(self, app: App, created: bool) -> None:
+        self._app = app
+        self._created = created
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: families are not known before they are collected."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families as of now."""
+        families = _Families(self._created)
+        now = self._app.now()
+        for model, state in sorted(self._app.read().models.items()):
+            _add_model(families, self._app, model, state, now)
+        _add_server(families, self._app)
+        yield from families
+
+
+class _Families:
+    """Metric families under construction, each with its samples together."""
+
+    def __init__(self, created: bool) -> None:
+        self._created = created
+        self._families: dict[str, Metric] = {}
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._families.values())
+
+    def family(self, name: str, help: str, kind: str) -> Metric | None:
+        """The family called `name`; None where one of another kind took the name."""
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = Metric(name, help, kind)
+        return family if family.type == kind else None
+
+    def counter(
+        self, name: str, help: str, labels: dict[str, str], number: Number, created: float
+    ) -> None:
+        """Add a sample of the counter `name` (without _total)."""
+        family = self.family(name, help, "counter")
+        if family is not None:
+            family.samples.append(Sample(f"{name}_total", labels, number))
+            if self._created:
+                family.samples.append(Sample(f"{name}_created", labels, created))
+
+    def gauge(self, name: str, help: str, labels: dict[str, str], number: float) -> None:
+        """Add a sample of the gauge `name`."""
+        family = self.family(name, help, "gauge")
+        if family is not None:
+            family.samples.append(Sample(name, labels, number))
+
+    def histogram(
+        self,
+        name: str,
+        help: str,
+        labels: dict[str, str],
+        buckets: Iterable[tuple[str, float]],
+        total: float,
+    ) -> None:
+        """Add a histogram's samples; `buckets` are cumulative."""
+        family = self.family(name, help, "histogram")
+        if family is None:
+            return
+        count = 0.0
+        for bound, count in buckets:
+            family.samples.append(Sample(f"{name}_bucket", {**labels, "le": bound}, count))
+        family.samples.append(Sample(f"{name}_sum", labels, total))
+        family.samples.append(Sample(f"{name}_count", labels, count))
+
+
+def _add_model(families: _Families, app: App, model: str, state: ModelState, now: float) -> None:
+    labels = dict(zip(MODEL_LABELS, model.split("/"), strict=False))
+    settings = app.models.of(model)
+    scored = score(state, settings, None, now)
+    created = float(state.constants.get("created", 0.0))
+    vector = state.all_time
+
+    def count(name: str, help: str, number: Number, **more: str) -> None:
+        families.counter(f"feedback_{name}", help, {**labels, **more}, number, created)
+
+    help = "Feedback events by what became of them; a duplicate counts nothing else."
+    for outcome, family in (
+        ("accepted", "events"),
+        ("duplicate", "duplicates"),
+        ("rejected", "rejected"),
+    ):
+        count("events", help, value(vector, family), outcome=outcome)
+    if not scored.events:
+        return
+    count("rows", "Rows compared with their truth.", scored.rows)
+    count("late_events", "Events too old for every window.", value(vector, "late"))
+    for each in scored.classes:
+        for name, number in (
+            ("true_positives", each.hits),
+            ("false_positives", each.alarms),
+            ("false_negatives", each.misses),
+            ("true_negatives", each.rejections),
+        ):
+            kind = name.replace("_", " ").capitalize()
+            count(name, f"{kind} of the class against the rest.", number, **{"class": each.name})
+    classes = [each.name for each in scored.classes]
+    if scored.task in ("binary", "multiclass") and len(classes) <= app.settings.confusion_classes:
+        for truth in classes:
+            for prediction in classes:
+                count(
+                    "confusion",
+                    "Rows by truth and prediction.",
+                    scored.confusion.get((truth, prediction), 0),
+                    truth=truth,
+                    prediction=prediction,
+                )
+    _add_sums(count, vector, len(scored.outputs))
+    _add_scores(families, labels, state, settings, scored, now)
+    last = state.gauges.get(("last_event", ()))
+    if last is not None:
+        families.gauge(
+            "feedback_last_event_timestamp_seconds",
+            "Time of the youngest event.",
+            labels,
+            last.value,
+        )
+    _add_user_metrics(families, labels, state, created)
+    if scored.task in ("binary", "multiclass"):
+        _add_ancestors(families, app, model, state, scored, created)
+
+
+def _add_sums(count: Any, vector: Any, outputs: int) -> None:
+    """Sums from which PromQL can make ratios."""
+    for family, name, help in _SUMS:
+        if family in vector:
+            count(name, help, value(vector, family))
+    for family, name, help in _OUTPUT_SUMS:
+        for (output,), number in sorted(vector.get(family, {}).items()):
+            count(name, help, number, **({"output": output} if outputs > 1 else {}))
+    if "rewards" not in vector:
+        return
+    for labels in sorted(vector["rewards"]):
+        more = {"route": labels[0]} if labels else {}
+        name = "route_reward" if labels else "reward"
+        of = "a route's rewards" if labels else "rewards"
+        count(f"{name}s", f"Number of {of}.", value(vector, "rewards", *labels), **more)
+        count(
+            f"{name}_positive",
+            f"Sum of {of} above 0.",
+            value(vector, "reward_positive", *labels),
+            **more,
+        )
+        count(
+            f"{name}_negative",
+            f"Sum of the magnitudes of {of} below 0.",
+            value(vector, "reward_negative", *labels),
+            **more,
+        )
+
+
+def _add_scores(
+    families: _Families,
+    labels: dict[str, str],
+    state: ModelState,
+    settings: ModelSettings,
+    scored: Scored,
+    now: float,
+) -> None:
+    help = "A score of the model over a window; derived, so do not rate() it."
+
+    def add(scored: Scored, window: str, more: dict[str, str]) -> None:
+        for name, number in scored.scores.items():
+            sample = {**labels, "score": name, "window": window, **more}
+            families.gauge("feedback_score", help, sample, number)
+        families.gauge(
+            "feedback_score_rows",
+            "Rows behind the scores of a window.",
+            {**labels, "window": window, **more},
+            scored.rows,
+        )
+
+    for segment in ("", *segments_of(state)):
+        more = {"segment": segment} if segment else {}
+        whole = score(state, settings, None, now, segment) if segment else scored
+        add(whole, ALL, more)
+        for window in settings.windows:
+            add(score(state, settings, window, now, segment), window.name, more)
+
+
+def score(
+    state: ModelState,
+    settings: ModelSettings,
+    window: Window | None,
+    now: float,
+    segment: str = "",
+) -> Scored:
+    """The scores of one model over one window, or of all time where it is None."""
+    vector = vector_of(state, window, now, segment)
+    return score_vector(vector, task_of(state, settings), settings, naming(state, settings))
+
+
+def _add_user_metrics(
+    families: _Families, labels: dict[str, str], state: ModelState, created: float
+) -> None:
+    vector = state.all_time
+    help = "A metric of the user's, from truth.meta.metrics or a custom class."
+    for (name, *tags), number in sorted(vector.get("user_counters", {}).items()):
+        families.counter(name, help, labels | _tags(tags), number, created)
+    for (family, key), gauge in sorted(state.gauges.items()):
+        if family == "user_gauges":
+            families.gauge(key[0], help, labels | _tags(list(key[1:])), gauge.value)
+    cells: dict[Labels, Number] = vector.get("user_timers_bucket", {})
+    for (name, *tags), total in sorted(vector.get("user_timers_sum", {}).items()):
+        seen = 0.0
+        buckets = []
+        for bound in (*map(repr, BUCKETS), "+Inf"):
+            seen += cells.get((name, bound, *tags), 0)
+            buckets.append((bound, seen))
+        families.histogram(name, help, labels | _tags(tags), buckets, total)
+
+
+def _tags(flat: list[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _add_ancestors(
+    families: _Families,
+    app: App,
+    model: str,
+    state: ModelState,
+    scored: Scored,
+    created: float,
+) -> None:
+    """The ancestor's four families, by its rule; HELP says how they differ from ours."""
+    parts = dict(
+        zip(
+            ("namespace", "inferenceservicename", "endpoint", "modelid"),
+            model.split("/"),
+            strict=True,
+        )
+    )
+    parts.update(dict.fromkeys(state.constants.get("unnamed", ()), UNKNOWN_LABEL))
+    image, _, version = app.settings.model_image.rpartition(":")
+    image, version = (image, version) if image else (version, "")
+    labels = {
+        "deployment_name": parts["inferenceservicename"],
+        "model_name": parts["modelid"],
+        "model_image": image or UNKNOWN_LABEL,
+        "model_version": version or UNKNOWN_LABEL,
+        "predictor_name": parts["endpoint"],
+        "predictor_version": UNKNOWN_LABEL,
+        "seldon_deployment_name": parts["inferenceservicename"],
+        "image_name": image or UNKNOWN_LABEL,
+        "image_version": version or UNKNOWN_LABEL,
+        "seldon_deployment_namespace": parts["namespace"],
+        "method": app.settings.event_type,
+    }
+    vector = state.all_time
+    if scored.task == "binary":
+        positive = str(app.models.of(model).positive)
+        negative = str(1 - int(positive))
+        cells = {
+            "true_positive": [({}, value(vector, "true_positives", positive))],
+            "true_negative": [({}, value(vector, "true_positives", negative))],
+            "false_positive": [({}, value(vector, "false_positives", positive))],
+            "false_negative": [({}, value(vector, "false_negatives", positive))],
+        }
+        rule = "binary: right and wrong rows by truth"
+    else:
+        keys = sorted(
+            {
+                key
+                for family in ("true_positives", "false_negatives", "false_positives")
+                for (key,) in vector.get(family, {})
+            },
+            key=scored.naming.order,
+        )
+        cells = {
+            name: [({"class": f"CLASS_{key}"}, value(vector, family, key)) for key in keys]
+            for name, family in (
+                ("true_positive", "true_positives"),
+                ("true_negative", "true_positives"),
+                ("false_positive", "false_positives"),
+                ("false_negative", "false_negatives"),
+            )
+        }
+        rule = "a right row adds to true positive and true negative of its class"
+    ours = "right for every class: feedback_true_positives_total and its kin"
+    for name, samples in cells.items():
+        for more, number in samples:
+            families.counter(
+                f"seldon_metric_{name}",
+                f"Seldon's rule ({rule}); {ours}.",
+                {**more, **labels},
+                number,
+                created,
+            )
+
+
+def _add_server(families: _Families, app: App) -> None:
+    stats = app.stats
+    stats.waiting(app.committer.waiting)
+    families.histogram(
+        "feedback_commit_seconds",
+        "Duration of a commit to the store.",
+        {},
+        *stats.commit_seconds(),
+    )
+    families.histogram(
+        "feedback_commit_batch_events",
+        "Events that shared a commit.",
+        {},
+        *stats.batch_events(),
+    )
+    families.gauge("feedback_queue_events", "Events that wait for a commit.", {}, stats.queue())
+    families.gauge("feedback_store_ready", "1 while the store can commit.", {}, float(app.ready))
+    for kind, number in stats.errors().items():
+        families.counter(
+            "feedback_store_errors",
+            "Commits that failed, by kind.",
+            {"kind": kind},
+            number,
+            stats.started,
+        )
+    families.counter(
+        "feedback_store_losses",
+        "Times the store was found to have lost commits.",
+        {},
+        getattr(app.store, "losses", 0),
+        stats.started,
+    )
+    families.gauge(
+        "feedback_seen_ids", "Event ids remembered for deduplication.", {}, app.store.seen()
+    )
+    families.gauge(
+        "feedback_state_restored_timestamp_seconds",
+        "Time this server read its state from the store.",
+        {},
+        stats.started,
+    )
+    families.gauge("feedback_build_info", "The version that serves.", {"version": __version__}, 1.0)
+
+
+def render(app: App, accept: str) -> tuple[bytes, str]:
+    """The exposition and its content type: Prometheus text, or OpenMetrics where accepted."""
+    encoder, content_type = choose_encoder(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(FeedbackCollector(app, created="openmetrics" in content_type))
+    return encoder(registry), content_type

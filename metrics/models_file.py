@@ -1,0 +1,219 @@
+"""`FEEDBACK_MODELS`: a YAML file that sets models apart, by glob on the model id.
+
+    models:
+      "*/fraud-*/*/*":
+        task: binary
+        threshold: 0.2
+      "seldon/iris/default/classifier":
+        classes: [setosa, versicolor, virginica]
+
+Every glob that matches applies, in the order written, later keys over earlier ones. The file is
+checked at start; when it changes (ConfigMaps are swapped under a running pod) it is read again,
+and a broken new version keeps the old one and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time as clock
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, NoReturn
+
+from .errors import ConfigurationError
+from .model_settings import ModelSettings, Rule
+from .windows import duration, window
+
+logger = logging.getLogger("metrics.models")
+
+RELOAD_SECONDS = 1.0
+"""How often the file is looked at, at most."""
+
+
+class ModelsFile:
+    """The settings of each model; without a file, the defaults for all."""
+
+    def __init__(self, path: str, defaults: ModelSettings) -> None:
+        self._path = path
+        self._defaults = defaults
+        self._lock = threading.Lock()
+        self._looked = clock.monotonic()
+        self._stamp: Any = None
+        self._globs: list[tuple[str, dict[str, Any]]] = []
+        self._known: dict[str, ModelSettings] = {}
+        if path:
+            self._stamp = self._stat()
+            self._globs = self._read()
+
+    def of(self, model: str) -> ModelSettings:
+        """The settings in force for the model with this id."""
+        if self._path and clock.monotonic() - self._looked > RELOAD_SECONDS:
+            self._reload()
+        found = self._known.get(model)
+        if found is None:
+            changes: dict[str, Any] = {}
+            for glob, settings in self._globs:
+                if fnmatchcase(model, glob):
+                    changes.update(settings)
+            found = replace(self._defaults, **changes) if changes else self._defaults
+            if len(self._known) < 100_000:
+                self._known[model] = found
+        return found
+
+    def _reload(self) -> None:
+        if not self._lock.acquire(False):
+            return
+        try:
+            self._looked = clock.monotonic()
+            stamp = self._stat()
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self._globs = self._read()
+            self._known = {}
+            logger.info("%s read again", self._path)
+        except ConfigurationError as error:
+            logger.error("%s; the version before stays in force", error)
+        finally:
+            self._lock.release()
+
+    def _stat(self) -> Any:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> list[tuple[str, dict[str, Any]]]:
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"FEEDBACK_MODELS: {self._path}: {error}") from None
+        return _parse(text, self._path, self._defaults)
+
+
+def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dict[str, Any]]]:
+    """The globs and their settings. Raises ConfigurationError naming file, line and key."""
+    import yaml  # only with a file
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigurationError(f"FEEDBACK_MODELS: {path}:{line}: {problem}") from None
+    if root is None:
+        return []
+    construct = yaml.SafeLoader("").construct_document
+    globs: list[tuple[str, dict[str, Any]]] = []
+    for key, node in _entries(root, path, "the file"):
+        if key != "models":
+            _refuse(path, node, key, "unknown; the file has one key, models")
+        for glob, model in _entries(node, path, "models"):
+            settings: dict[str, Any] = {}
+            for name, value in _entries(model, path, glob):
+                if name not in _KEYS:
+                    _refuse(path, value, name, f"unknown; one of {', '.join(_KEYS)}")
+                field, read = _KEYS[name]
+                try:
+                    settings[field] = read(construct(value))
+                    replace(defaults, **settings)
+                except (TypeError, ValueError, AttributeError, ConfigurationError) as error:
+                    if isinstance(error, ConfigurationError) and _mends_itself(name, model):
+                        continue
+                    _refuse(path, value, f"{glob}: {name}", str(error).removeprefix(f"{name}: "))
+            try:
+                replace(defaults, **settings)
+            except ConfigurationError as error:
+                _refuse(path, model, glob, str(error))
+            globs.append((glob, settings))
+    return globs
+
+
+def _mends_itself(name: str, model: Any) -> bool:
+    """Whether a disagreement may come from a key that stands further down; it is checked again."""
+    return name in ("task", "classes", "positive_class") and len(model.value) > 1
+
+
+def _entries(node: Any, path: str, where: str) -> Iterator[tuple[str, Any]]:
+    if not hasattr(node, "value") or not isinstance(node.value, list) or node.id != "mapping":
+        _refuse(path, node, where, "must be a mapping")
+    for key, value in node.value:
+        yield str(key.value), value
+
+
+def _refuse(path: str, node: Any, key: str, reason: str) -> NoReturn:
+    line = node.start_mark.line + 1
+    raise ConfigurationError(f"FEEDBACK_MODELS: {path}:{line}: {key}: {reason}")
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or any(isinstance(each, (list, dict)) for each in value):
+        raise ValueError("must be a list of names")
+    return tuple(map(_string, value))
+
+
+def _string(value: Any) -> str:
+    if isinstance(value, (list, dict)) or value is None:
+        raise ValueError("must be a string")
+    return str(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be an integer")
+    return value
+
+
+def _rules(value: Any) -> tuple[Rule, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of rules")
+    return tuple(map(_rule, value))
+
+
+def _rule(value: Any) -> Rule:
+    if not isinstance(value, dict) or not isinstance(value.get("score"), str):
+        raise ValueError("a rule is a mapping with score, and below or above")
+    unknown = value.keys() - _RULE_KEYS.keys()
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0]!r} is unknown in a rule")
+    if ("below" in value) == ("above" in value):
+        raise ValueError("a rule has either below or above")
+    return Rule(**{_RULE_KEYS[key][0]: _RULE_KEYS[key][1](each) for key, each in value.items()})
+
+
+_RULE_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "name": ("name", _string),
+    "score": ("score", _string),
+    "below": ("below", _number),
+    "above": ("above", _number),
+    "window": ("window", _string),
+    "min_rows": ("min_rows", _integer),
+    "for": ("for_seconds", lambda value: duration(str(value)) if value else 0),
+}
+
+_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "task": ("task", _string),
+    "classes": ("classes", _strings),
+    "positive_class": ("positive_class", _string),
+    "threshold": ("threshold", _number),
+    "k": ("k", _integer),
+    "beta": ("beta", _number),
+    "probabilities": ("probabilities", _string),
+    "windows": ("windows", lambda value: tuple(map(window, _strings(value)))),
+    "segments": ("segments", _strings),
+    "max_classes": ("max_classes", _integer),
+    "confidence": ("confidence", _number),
+    "rules": ("rules", _rules),
+}

@@ -1,0 +1,166 @@
+"""Everything but `POST /`: what people, Prometheus and the kubelet ask, as routes on a Flask app.
+
+The Flask app is the one that parliament builds, so that its routes answer too; ours are added.
+It is made when the first such request comes: the first event must not wait for its imports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask, Request, Response, request
+from werkzeug.exceptions import HTTPException
+
+from .app import App, problem
+from .app import Response as Answer
+from .config import PROTOCOL
+from .errors import NotFound, Refused
+from .scores import model_view
+from .scores.view import ALL, task_of
+from .state import ModelState
+from .windows import Window
+
+FORMATS = ("html", "json", "prometheus")
+_OFFERED = {
+    "text/html": "html",
+    "application/json": "json",
+    "application/openmetrics-text": "prometheus",
+    "text/plain": "prometheus",
+}
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+def add_routes(flask: Flask, app: App) -> None:
+    """Add our routes to `flask`; whatever they raise becomes `application/problem+json`."""
+
+    def on_error(error: Exception) -> Response:
+        return as_flask(problem(error))
+
+    def on_http_error(error: HTTPException) -> Response:
+        reason = NotFound(f"{request.method} {request.path}: {error.name}")
+        response = as_flask(problem(reason))
+        response.status_code = error.code or 500
+        return response
+
+    flask.register_error_handler(Exception, on_error)
+    flask.register_error_handler(HTTPException, on_http_error)
+
+    @flask.get("/metrics")
+    @flask.get("/v1/metrics")
+    def metrics() -> Response:
+        return _prometheus(app)
+
+    @flask.get("/v1/models")
+    def models() -> Response:
+        return _json(app, {"models": model_list(app)})
+
+    @flask.get("/v1/models/<namespace>/<deployment>/<predictor>/<model>")
+    def model(namespace: str, deployment: str, predictor: str, model: str) -> Response:
+        return _json(app, one_model(app, f"{namespace}/{deployment}/{predictor}/{model}", request))
+
+    @flask.get("/protocol")
+    def protocol() -> Response:
+        return Response(PROTOCOL, mimetype="text/plain")
+
+
+def front(app: App, request: Request) -> Response:
+    """`GET /`: the dashboard, JSON or Prometheus, by `?format=` or `Accept`."""
+    wanted = request.args.get("format")
+    if wanted is None:
+        best = request.accept_mimetypes.best_match(_OFFERED, default="text/html")
+        wanted = _OFFERED[best]
+    if wanted == "prometheus":
+        return _prometheus(app)
+    if wanted == "json":
+        return _json(app, {"models": model_list(app)})
+    if wanted == "html":
+        from .dashboard import front_page
+
+        return _html(front_page(app, request.args))
+    raise Refused("format", f"must be one of {', '.join(FORMATS)}")
+
+
+def model_list(app: App) -> list[dict[str, Any]]:
+    """What is served: identity, task, events, rows and time of the youngest event by model."""
+    from .events import format_time
+
+    found = []
+    for model, state in sorted(app.read().models.items()):
+        vector = state.all_time
+        if "events" not in vector:
+            continue
+        last = state.gauges.get(("last_event", ()))
+        namespace, deployment, predictor, name = model.split("/")
+        found.append(
+            {
+                "id": model,
+                "namespace": namespace,
+                "deployment": deployment,
+                "predictor": predictor,
+                "model": name,
+                "task": task_of(state, app.models.of(model)),
+                "events": vector["events"][()],
+                "rows": vector.get("rows", {}).get((), 0),
+                "last_event": format_time(last.value) if last else None,
+            }
+        )
+    return found
+
+
+def one_model(app: App, model: str, request: Request) -> dict[str, Any]:
+    """One model's view. Raises NotFound for an unknown one, Refused for a window not kept."""
+    state = known_model(app, model)
+    settings = app.models.of(model)
+    window = window_called(request.args.get("window", ALL), settings.windows)
+    return model_view(model, state, settings, app.now(), window, segments=bool(settings.segments))
+
+
+def known_model(app: App, model: str) -> ModelState:
+    """The state of a model that counted events. Raises NotFound."""
+    state = app.read().models.get(model)
+    if state is None or "events" not in state.all_time:
+        raise NotFound(f"no feedback for the model {model!r}")
+    return state
+
+
+def window_called(name: str, windows: tuple[Window, ...]) -> Window | None:
+    """The kept window of this name; None for `all`. Raises Refused."""
+    for window in windows:
+        if window.name == name:
+            return window
+    if name != ALL:
+        kept = ", ".join((ALL, *(window.name for window in windows)))
+        raise Refused("window", f"{name[:40]!r} is not kept; one of {kept}")
+    return None
+
+
+def as_flask(answer: Answer) -> Response:
+    """The same answer in Flask's words."""
+    response = Response(answer.body, answer.status)
+    response.headers.clear()
+    response.headers.extend(answer.headers)
+    return response
+
+
+def _json(app: App, value: Any) -> Response:
+    import orjson
+
+    return Response(orjson.dumps(value), mimetype="application/json")
+
+
+def _prometheus(app: App) -> Response:
+    from .exposition import render
+
+    body, content_type = render(app, request.headers.get("accept", ""))
+    return Response(body, content_type=content_type)
+
+
+def _html(page: str) -> Response:
+    response = Response(page, mimetype="text/html")
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

@@ -1,0 +1,107 @@
+"""Confidence intervals: Wilson, Student's t, Hanley and McNeil."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import cos, pi, sin, sqrt
+from statistics import NormalDist
+
+Interval = tuple[float, float]
+
+
+@lru_cache(maxsize=64)
+def normal_quantile(level: float) -> float:
+    """z such that a standard normal variable lies within ±z with probability `level`."""
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+@lru_cache(maxsize=4096)
+def student_quantile(freedom: int, level: float) -> float:
+    """t such that Student's variable lies within ±t with probability `level`.
+
+    Relative error below 1e-3 for 3 or more degrees of freedom and far less from 10 on; exact for
+    1 and 2. Source: Hill 1970, Algorithm 396.
+    """
+    tail = 1 - level
+    if freedom == 1:
+        return cos(tail * pi / 2) / sin(tail * pi / 2)
+    if freedom == 2:
+        return sqrt(2 / (tail * (2 - tail)) - 2)
+    n = float(freedom)
+    a = 1 / (n - 0.5)
+    b = (48 / a) / a
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * sqrt(a * pi / 2) * n
+    x = d * tail
+    y = x ** (2 / n)
+    if y > a + 0.05:
+        x = -normal_quantile(level)
+        y = x * x
+        if freedom < 5:
+            c += 0.3 * (n - 4.5) * (x + 0.6)
+        c = (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b + c
+        y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+        y = a * y * y
+        y = 0.5 * y * y + y if y <= 0.002 else _expm1(y)
+    else:
+        y = (
+            (1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)) * y - 1
+        ) * (n + 1) / (n + 2) + 1 / y
+    return sqrt(n * y)
+
+
+def _expm1(x: float) -> float:
+    from math import expm1
+
+    return expm1(x)
+
+
+def wilson(hits: float, n: float, level: float) -> Interval | None:
+    """Wilson's score interval of the proportion hits/n; None where n is 0. Source: Wilson 1927."""
+    if not n:
+        return None
+    z = normal_quantile(level)
+    p = hits / n
+    centre = p + z * z / (2 * n)
+    spread = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def f1_interval(hits: float, errors: float, level: float) -> Interval | None:
+    """Interval of F1 from TP and FP + FN: F1 = 2J/(1+J) rises with J, a proportion."""
+    jaccard = wilson(hits, hits + errors, level)
+    if jaccard is None:
+        return None
+    low, high = (2 * bound / (1 + bound) for bound in jaccard)
+    return low, high
+
+
+def mean_interval(n: int, total: float, squares: float, level: float) -> Interval | None:
+    """Student's t interval of a mean from (n, Σx, Σx²); None for fewer than 2 values."""
+    variance = sample_variance(n, total, squares)
+    if variance is None:
+        return None
+    centre = total / n
+    spread = student_quantile(n - 1, level) * sqrt(variance / n)
+    return centre - spread, centre + spread
+
+
+def sample_variance(n: int, total: float, squares: float) -> float | None:
+    """The unbiased variance from (n, Σx, Σx²), never negative; None for fewer than 2 values."""
+    if n < 2:
+        return None
+    return max(0.0, squares - total * total / n) / (n - 1)
+
+
+def auc_interval(auc: float, positives: int, negatives: int, level: float) -> Interval | None:
+    """Interval of a ROC AUC; None without rows of both kinds. Source: Hanley and McNeil 1982."""
+    if not positives or not negatives:
+        return None
+    q1 = auc / (2 - auc)
+    q2 = 2 * auc * auc / (1 + auc)
+    variance = (
+        auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
+    ) / (positives * negatives)
+    spread = normal_quantile(level) * sqrt(max(0.0, variance))
+    return max(0.0, auc - spread), min(1.0, auc + spread)

@@ -1,0 +1,29 @@
+"""The one policy for 0/0, and means over what is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    """The quotient; None, for undefined, where the denominator is 0."""
+    return numerator / denominator if denominator else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the defined `values`; None where there is none.
+
+    scikit-learn averages so with `zero_division=np.nan`.
+    """
+    defined = [value for value in values if value is not None]
+    return ratio(sum(defined), len(defined))
+
+
+def weighted_mean(values: Iterable[float | None], weights: Iterable[float]) -> float | None:
+    """The mean of the defined `values` under their weights; None where these sum to 0."""
+    total = weight = 0.0
+    for value, each in zip(values, weights, strict=True):
+        if value is not None:
+            total += value * each
+            weight += each
+    return ratio(total, weight)

@@ -1,0 +1,466 @@
+"""One model's counters -> all its scores, and the JSON view that every renderer starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..bins import CALIBRATION_BINS
+from ..counters import NO_LABELS, OTHER, Labels, Number, Vector, merge, value
+from ..evaluators.classification import MAX_SCORED_CLASSES
+from ..model_settings import ModelSettings
+from ..state import ModelState
+from ..windows import ALL_TIME, Pane, Window, panes_of
+from . import intervals as interval
+from .classification import Counts, agreement, averages, of_positive, pool
+from .ranking import Histogram, average_precision, roc_auc
+from .ratio import mean, ratio, weighted_mean
+from .regression import Output, outputs_of
+
+MAX_MATRIX = 50
+"""Classes up to which a view holds the whole confusion matrix."""
+MAX_CLASSES_SHOWN = 100
+"""Classes a view lists; of more, those with the largest support."""
+TOP_CONFUSIONS = 20
+ALL = "all"
+"""The name of the window that is all time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Class keys -> the names shown, and which classes exist although no row was of them."""
+
+    names: tuple[str, ...]
+    columns: int
+
+    def __call__(self, key: str) -> str:
+        """The name of a class: its column's, or the label as written."""
+        if key.isascii() and key.isdigit() and int(key) < len(self.names):
+            return self.names[int(key)]
+        return key
+
+    def order(self, name: str) -> tuple[int, float, str]:
+        """Sort key: columns first, then numbers, then words, the folded rest last."""
+        if name == OTHER:
+            return 3, 0, name
+        if name in self.names:
+            return 0, self.names.index(name), name
+        try:
+            return 1, float(name), name
+        except ValueError:
+            return 2, 0, name
+
+    def known(self) -> Iterable[str]:
+        """The names of all columns ever seen."""
+        return (self(str(column)) for column in range(min(self.columns, MAX_CLASSES_SHOWN)))
+
+
+def naming(state: ModelState, settings: ModelSettings) -> Naming:
+    """How the classes of a model are called: by its settings, else by what its events said."""
+    names = settings.classes or tuple(state.constants.get("names", ()))
+    columns = state.gauges.get(("columns", NO_LABELS))
+    return Naming(names, max(int(columns.value) if columns else 0, len(names)))
+
+
+def task_of(state: ModelState, settings: ModelSettings) -> str:
+    """The task of a model: as set, else as its first events decided, else multiclass so far."""
+    if settings.task != "auto":
+        return settings.task
+    return str(state.constants.get("task", "multiclass"))
+
+
+@dataclass
+class Scored:
+    """What one vector (a model's all-time, window or segment counters) tells."""
+
+    vector: Vector
+    task: str
+    settings: ModelSettings
+    naming: Naming
+    scores: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows compared with their truth."""
+        return int(value(self.vector, "rows"))
+
+    @property
+    def events(self) -> int:
+        """Events counted, each once."""
+        return int(value(self.vector, "events"))
+
+    @cached_property
+    def classes(self) -> list[Counts]:
+        """Every known class against the rest, in order."""
+        counts: dict[str, list[int]] = {name: [0, 0, 0] for name in self.naming.known()}
+        families = ("true_positives", "false_negatives", "false_positives")
+        for at, family in enumerate(families):
+            for (key,), number in self.vector.get(family, {}).items():
+                counts.setdefault(self.naming(key), [0, 0, 0])[at] += int(number)
+        rows = self.rows
+        if self.task != "multilabel":
+            rows = sum(hits + misses for hits, misses, _ in counts.values())
+        return [Counts(name, *counts[name], rows) for name in sorted(counts, key=self.naming.order)]
+
+    @cached_property
+    def confusion(self) -> dict[tuple[str, str], int]:
+        """(truth, prediction) -> rows; the cells that are not 0."""
+        cells = {(each.name, each.name): each.hits for each in self.classes if each.hits}
+        for (truth, prediction), number in self.vector.get("confusion", {}).items():
+            cell = (self.naming(truth), self.naming(prediction))
+            cells[cell] = cells.get(cell, 0) + int(number)
+        return cells
+
+    @cached_property
+    def histograms(self) -> dict[str, Histogram]:
+        """Class name -> its histogram of scores; {} where none is kept."""
+        if self.naming.columns > MAX_SCORED_CLASSES:
+            return {}
+        histograms: dict[str, Histogram] = {}
+        for (key, bin, positive), number in self.vector.get("scores", {}).items():
+            cells = histograms.setdefault(self.naming(key), {}).setdefault(int(bin), [0, 0])
+            cells[positive == "1"] += int(number)
+        return histograms
+
+    @cached_property
+    def outputs(self) -> list[Output]:
+        """The outputs of a regression, in order."""
+        return outputs_of(self.vector)
+
+
+def score_vector(vector: Vector, task: str, settings: ModelSettings, naming: Naming) -> Scored:
+    """All scores of one vector; undefined ones are absent."""
+    scored = Scored(vector, task, settings, naming)
+    found: dict[str, float | None] = {}
+    if task == "regression":
+        _regression(scored, found)
+    elif task == "multilabel":
+        found.update(averages(scored.classes, settings.beta))
+        rows = scored.rows
+        found["subset_accuracy"] = ratio(value(vector, "subset_hits"), rows)
+        errors = sum(each.misses + each.alarms for each in scored.classes)
+        found["hamming_loss"] = ratio(errors, value(vector, "cells"))
+        _keep(scored, "subset_accuracy", value(vector, "subset_hits"), rows)
+        _keep(scored, "hamming_loss", errors, value(vector, "cells"))
+    elif scored.classes:
+        _classification(scored, found)
+        _probabilities(scored, found)
+    scored.scores = {name: number for name, number in found.items() if number is not None}
+    return scored
+
+
+def _classification(scored: Scored, found: dict[str, float | None]) -> None:
+    classes, level = scored.classes, scored.settings.confidence
+    rows = classes[0].rows
+    hits = sum(each.hits for each in classes)
+    found.update(agreement(classes, rows))
+    found.update(averages(classes, scored.settings.beta))
+    for name in ("accuracy", "precision_micro", "recall_micro"):
+        _keep(scored, name, hits, rows)
+    pooled = pool(classes)
+    _keep_interval(
+        scored, "f1_micro", interval.f1_interval(hits, pooled.misses + pooled.alarms, level)
+    )
+    if scored.task != "binary":
+        return
+    name = scored.naming(str(scored.settings.positive))
+    unseen = Counts(name, 0, 0, 0, rows)
+    positive = next((each for each in classes if each.name == name), unseen)
+    found.update(of_positive(positive, scored.settings.beta))
+    _keep(scored, "precision", positive.hits, positive.predicted)
+    _keep(scored, "recall", positive.hits, positive.support)
+    _keep(
+        scored,
+        "specificity",
+        positive.rejections,
+        positive.rejections + positive.alarms,
+    )
+    union = positive.hits + positive.misses + positive.alarms
+    _keep(scored, "jaccard", positive.hits, union)
+    _keep_interval(scored, "f1", interval.f1_interval(positive.hits, union - positive.hits, level))
+
+
+def _probabilities(scored: Scored, found: dict[str, float | None]) -> None:
+    vector, level = scored.vector, scored.settings.confidence
+    n = int(value(vector, "probability_rows"))
+    if not n:
+        return
+    for name, family in (("log_loss", "log_loss"), ("brier_score", "brier")):
+        total = value(vector, family)
+        found[name] = ratio(total, n)
+        squares = value(vector, f"{family}_squared")
+        _keep_interval(scored, name, interval.mean_interval(n, total, squares, level))
+    gaps = (
+        abs(value(vector, "calibration_hits", *bin) - value(vector, "calibration_confidence", *bin))
+        for bin in vector.get("calibration_rows", {})
+    )
+    found["expected_calibration_error"] = ratio(sum(gaps), n)
+    k = str(scored.settings.k)
+    top_rows = int(value(vector, "top_k_rows", k))
+    found["top_k_accuracy"] = ratio(value(vector, "top_k_hits", k), top_rows)
+    _keep(scored, "top_k_accuracy", value(vector, "top_k_hits", k), top_rows)
+    _ranking(scored, found)
+
+
+def _ranking(scored: Scored, found: dict[str, float | None]) -> None:
+    """ROC AUC one-vs-rest and average precision, averaged over the classes with both kinds."""
+    names = [name for name in scored.histograms if _has_both(scored.histograms[name])]
+    if not names:
+        return
+    weights = [float(sum(p for _, p in scored.histograms[name].values())) for name in names]
+    aucs = [auc for name in names if (auc := roc_auc(scored.histograms[name]))]
+    precisions = [ap for name in names if (ap := average_precision(scored.histograms[name]))]
+    for score, values, means in (
+        ("roc_auc_ovr", aucs, None),
+        ("average_precision", precisions, None),
+        ("roc_auc_ovr_weighted", aucs, weights),
+    ):
+        if means is not None and scored.task == "binary":
+            continue
+        value_, low, high = (
+            mean(part) if means is None else weighted_mean(part, means)
+            for part in zip(*values, strict=True)
+        )
+        assert value_ is not None and low is not None and high is not None
+        found[score] = value_
+        scored.bounds[score] = low, high
+    if len(names) == 1:
+        positives = int(weights[0])
+        negatives = sum(n for n, _ in scored.histograms[names[0]].values())
+        level = scored.settings.confidence
+        _keep_interval(
+            scored,
+            "roc_auc_ovr",
+            interval.auc_interval(aucs[0].value, positives, negatives, level),
+        )
+
+
+def _has_both(histogram: Histogram) -> bool:
+    return any(n for n, _ in histogram.values()) and any(p for _, p in histogram.values())
+
+
+def _regression(scored: Scored, found: dict[str, float | None]) -> None:
+    """Each score averaged over the outputs, as scikit-learn's `uniform_average`."""
+    outputs, level = scored.outputs, scored.settings.confidence
+    if not outputs:
+        return
+    each = [output.scores() for output in outputs]
+    for name in each[0]:
+        values = [scores[name] for scores in each]
+        found[name] = None if None in values else mean(values)
+    median = found["median_absolute_error"]
+    if median is not None:
+        scored.bounds["median_absolute_error"] = median * 0.99, median * 1.01
+    if len(outputs) > 1:
+        return
+    (only,) = outputs
+    for name, total in (("mean_absolute_error", only.absolute), ("mean_error", only.error)):
+        _keep_interval(scored, name, interval.mean_interval(only.rows, total, only.squared, level))
+
+
+def _keep(scored: Scored, name: str, hits: float, n: float) -> None:
+    _keep_interval(scored, name, interval.wilson(hits, n, scored.settings.confidence))
+
+
+def _keep_interval(scored: Scored, name: str, found: tuple[float, float] | None) -> None:
+    if found is not None:
+        scored.intervals[name] = found
+
+
+# --- windows and segments -------------------------------------------------------------------
+
+
+def vector_of(state: ModelState, window: Window | None, now: float, segment: str = "") -> Vector:
+    """The counters of a window at `now` (epoch seconds), or of all time where it is None."""
+    if window is None:
+        return state.panes.get(Pane(0, 0, segment), {}) if segment else state.all_time
+    panes = state.panes
+    return merge(panes[pane] for pane in panes_of(window, now, segment) if pane in panes)
+
+
+def segments_of(state: ModelState) -> list[str]:
+    """The segments (`key=value`) a model has counters of, sorted."""
+    return sorted({pane.segment for pane in state.panes if pane.width == 0 and pane.segment})
+
+
+# --- the view -------------------------------------------------------------------------------
+
+
+def model_view(
+    model: str,
+    state: ModelState,
+    settings: ModelSettings,
+    now: float,
+    window: Window | None = None,
+    segments: bool = False,
+) -> dict[str, Any]:
+    """One model as JSON, for the API and the emitted event; see design.md for its members."""
+    names = naming(state, settings)
+    task = task_of(state, settings)
+    scored = score_vector(vector_of(state, window, now), task, settings, names)
+    view: dict[str, Any] = {"id": model}
+    view.update(
+        zip(("namespace", "deployment", "predictor", "model"), model.split("/"), strict=True)
+    )
+    view.update(
+        task=task,
+        window=window.name if window else ALL,
+        events=scored.events,
+        rows=scored.rows,
+        scores=scored.scores,
+        intervals=scored.intervals,
+        bounds=scored.bounds,
+    )
+    view.update(_details(scored))
+    if segments:
+        view["segments"] = [
+            _segment(segment, vector_of(state, window, now, segment), task, settings, names)
+            for segment in segments_of(state)
+        ]
+    return view
+
+
+def _segment(
+    segment: str, vector: Vector, task: str, settings: ModelSettings, names: Naming
+) -> dict[str, Any]:
+    scored = score_vector(vector, task, settings, names)
+    key, _, label = segment.partition("=")
+    return {
+        "segment": key,
+        "value": label,
+        "events": scored.events,
+        "rows": scored.rows,
+        "scores": scored.scores,
+        "intervals": scored.intervals,
+    }
+
+
+def _details(scored: Scored) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if scored.task == "regression":
+        details["outputs"] = [_output(output) for output in scored.outputs]
+    elif scored.classes:
+        shown = _largest(scored.classes, MAX_CLASSES_SHOWN)
+        details["classes"] = [_class(scored, each) for each in shown]
+        if len(shown) < len(scored.classes):
+            details["classes_omitted"] = len(scored.classes) - len(shown)
+        if scored.task != "multilabel":
+            details.update(_confusions(scored))
+        if scored.vector.get("calibration_rows"):
+            details["calibration"] = _calibration(scored.vector)
+    if scored.vector.get("rewards"):
+        details["reward"] = reward_view(scored.vector, NO_LABELS, scored.settings.confidence)
+        routes = sorted(labels for labels in scored.vector["rewards"] if labels)
+        if routes:
+            details["reward"]["routes"] = [
+                {"route": labels[0]}
+                | reward_view(scored.vector, labels, scored.settings.confidence)
+                for labels in routes
+            ]
+    return details
+
+
+def _largest(classes: Sequence[Counts], most: int) -> Sequence[Counts]:
+    if len(classes) <= most:
+        return classes
+    kept = set(sorted(classes, key=lambda each: -each.support)[:most])
+    return [each for each in classes if each in kept]
+
+
+def _class(scored: Scored, each: Counts) -> dict[str, Any]:
+    measures: dict[str, float | None] = {
+        "precision": each.precision(),
+        "recall": each.recall(),
+        "f1": each.f1(),
+        "specificity": each.specificity(),
+        "jaccard": each.jaccard(),
+    }
+    if scored.settings.beta:
+        measures["fbeta"] = each.fbeta(scored.settings.beta)
+    view: dict[str, Any] = {"class": each.name, "support": each.support}
+    histogram = scored.histograms.get(each.name)
+    if histogram:
+        auc, precision = roc_auc(histogram), average_precision(histogram)
+        measures["roc_auc"] = auc.value if auc else None
+        measures["average_precision"] = precision.value if precision and auc else None
+    view.update((name, number) for name, number in measures.items() if number is not None)
+    return view
+
+
+def _confusions(scored: Scored) -> dict[str, Any]:
+    """The matrix (rows: truth, columns: prediction), or past MAX_MATRIX the largest confusions."""
+    labels = [each.name for each in scored.classes]
+    if len(labels) > MAX_MATRIX:
+        wrong = [(n, pair) for pair, n in scored.confusion.items() if pair[0] != pair[1]]
+        wrong.sort(key=lambda item: (-item[0], item[1]))
+        return {
+            "top_confusions": [
+                {"truth": truth, "prediction": prediction, "count": n}
+                for n, (truth, prediction) in wrong[:TOP_CONFUSIONS]
+            ]
+        }
+    cells = scored.confusion
+    return {
+        "confusion_matrix": {
+            "labels": labels,
+            "matrix": [
+                [cells.get((truth, prediction), 0) for prediction in labels] for truth in labels
+            ],
+        }
+    }
+
+
+def _calibration(vector: Vector) -> list[dict[str, Any]]:
+    """The reliability bins that hold rows: mean confidence against accuracy."""
+    bins = []
+    for bin in range(CALIBRATION_BINS):
+        rows = int(value(vector, "calibration_rows", str(bin)))
+        if rows:
+            bins.append(
+                {
+                    "from": bin / CALIBRATION_BINS,
+                    "to": (bin + 1) / CALIBRATION_BINS,
+                    "rows": rows,
+                    "confidence": value(vector, "calibration_confidence", str(bin)) / rows,
+                    "accuracy": value(vector, "calibration_hits", str(bin)) / rows,
+                }
+            )
+    return bins
+
+
+def _output(output: Output) -> dict[str, Any]:
+    scores = {name: number for name, number in output.scores().items() if number is not None}
+    return {
+        "output": output.name,
+        "rows": output.rows,
+        "scores": scores,
+        "absolute_error_quantiles": output.quantiles(),
+    }
+
+
+def reward_view(
+    vector: Mapping[str, Mapping[Labels, Number]], labels: Labels, level: float
+) -> dict[str, Any]:
+    """Count, sum, mean, variance and interval of the rewards under `labels`."""
+    n = int(value(vector, "rewards", *labels))
+    total = value(vector, "reward_positive", *labels) - value(vector, "reward_negative", *labels)
+    offset = value(vector, "reward_offset", *labels)
+    squares = value(vector, "reward_offset_squared", *labels)
+    view: dict[str, Any] = {"count": n, "sum": total}
+    average = ratio(total, n)
+    if average is not None:
+        view["mean"] = average
+    variance = interval.sample_variance(n, offset, squares)
+    about = interval.mean_interval(n, offset, squares, level)
+    if variance is not None and about is not None and average is not None:
+        shift = average - offset / n
+        view["variance"] = variance
+        view["interval"] = [about[0] + shift, about[1] + shift]
+    return view
+
+
+__all__ = ["ALL", "ALL_TIME", "Naming", "Scored", "model_view", "naming", "score_vector"]

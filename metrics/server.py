@@ -1,0 +1,152 @@
+"""Our own host: granian's asynchronous RSGI workers, with the short path for `POST /`.
+
+The short path does no more than it must: read headers and body, `App.post`, answer. Liveness and
+readiness are answered beside it, since the kubelet asks before the first event. All else goes to
+the Flask app, in a thread, which is made when first needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+from .app import App, Response, problem
+from .config import Settings
+from .errors import FeedbackMetricsError, StoreUnavailable, TooLarge
+from .host import build, configure_logging
+from .server_stats import ServerStats
+
+_OK = Response(200, [("content-type", "text/plain")], b"OK")
+
+
+class Service:
+    """One worker's RSGI application. Source: granian's RSGI specification, 1.5."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._limit = app.settings.max_body
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pages")
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Commit and close once the requests under way are answered."""
+        self._app.close()
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        """Answer one request."""
+        if scope.proto != "http":
+            return
+        if scope.method == "POST" and scope.path == "/":
+            response = await self._post(scope, protocol)
+        elif scope.path == "/health/readiness":
+            response = _OK if self._app.ready else _NOT_READY
+        elif scope.path == "/health/liveness":
+            response = _OK
+        else:
+            response = await self._page(scope, protocol)
+        protocol.response_bytes(*response)
+
+    async def _post(self, scope: Any, protocol: Any) -> Response:
+        headers = dict(scope.headers.items())
+        body = await self._body(headers, protocol)
+        if isinstance(body, Response):
+            return body
+        return await self._app.post(headers, body)
+
+    async def _body(self, headers: dict[str, str], protocol: Any) -> bytes | Response:
+        """The request's body, or the answer to one that is too large, which is never held."""
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) <= self._limit:
+            body: bytes = await protocol()
+            return body
+        size = 0
+        parts: list[bytes] = []
+        async for part in protocol:
+            size += len(part)
+            if size <= self._limit:
+                parts.append(part)
+            else:
+                parts.clear()  # read on to the end, so that the client gets to hear the answer
+        if size > self._limit:
+            return problem(TooLarge("data", f"{size} bytes; at most {self._limit} are taken"))
+        return b"".join(parts)
+
+    # --- pages ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _flask(self) -> Any:
+        from .host import flask_app
+
+        return flask_app(self._app)
+
+    async def _page(self, scope: Any, protocol: Any) -> Response:
+        headers = dict(scope.headers.items())
+        body = await self._body(headers, protocol)
+        if isinstance(body, Response):
+            return body
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._call_flask, scope, headers, body)
+
+    def _call_flask(self, scope: Any, headers: dict[str, str], body: bytes) -> Response:
+        from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+        try:
+            environ = EnvironBuilder(
+                path=scope.path,
+                query_string=scope.query_string,
+                method=scope.method,
+                headers=headers,
+                data=body,
+            ).get_environ()
+            chunks, status, answered = run_wsgi_app(self._flask, environ, buffered=True)
+            lower = [(name.lower(), value) for name, value in answered.items()]
+            return Response(int(status.partition(" ")[0]), lower, b"".join(chunks))
+        except Exception as error:
+            return problem(error)
+
+
+_NOT_READY = problem(StoreUnavailable("other", "the store cannot commit"))
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then finish running requests, commit, and return.
+
+    Raises ConfigurationError or StoreUnusable where no retry can help.
+    """
+    from granian.constants import Interfaces
+    from granian.http import HTTP1Settings
+    from granian.server import MPServer
+
+    _check(settings)
+    stats = ServerStats(settings.workers)
+
+    def load() -> Service:
+        configure_logging(settings.log_level)
+        stats.claim()
+        try:
+            return Service(build(settings, stats))
+        except FeedbackMetricsError as error:
+            print(f"feedback-metrics: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    MPServer(
+        "metrics",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.RSGI,
+        workers=settings.workers,
+        websockets=False,
+        http1_settings=HTTP1Settings(pipeline_flush=False),
+        respawn_failed_workers=settings.workers > 1,
+        backpressure=4096,
+        log_level="warning",  # type: ignore[arg-type]
+    ).serve(target_loader=load, wrap_loader=False)
+
+
+def _check(settings: Settings) -> None:
+    """Fail in the parent, once, on what no worker could mend."""
+    logging.getLogger("metrics")
+    build(settings).close()

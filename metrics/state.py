@@ -1,0 +1,219 @@
+"""A store's content in memory: what reading, scoring and exposition are answered from.
+
+`Entry` is one event's contribution on its way into a store. `total` sums the entries of a
+commit into a `Delta`, which stores write and the mirror applies. `Mirror.read` gives `State`,
+a consistent copy: the mirror copies on write only what was read since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .counters import NO_LABELS, Increment, Labels, Number, Vector, add
+from .windows import ALL_TIME, Pane, expired
+
+Constants = Mapping[str, Any]
+"""A model's first-writer-wins facts (its task, its numeric origins), by name; JSON values."""
+
+
+class Gauge(NamedTuple):
+    """A last-write-wins number and the epoch seconds it was written for."""
+
+    value: float
+    time: float
+
+
+GaugeKey = tuple[str, Labels]
+
+
+@dataclass(slots=True)
+class Entry:
+    """One event's contribution: what a store adds, once, if it does not know `digest` yet."""
+
+    model: str
+    digest: bytes
+    """16 bytes that stand for `(source, id)`; empty where the event has none: always new."""
+    panes: tuple[Pane, ...]
+    increment: Increment
+    gauges: Mapping[GaugeKey, Gauge] = field(default_factory=dict)
+    constants: Constants = field(default_factory=dict)
+    """Presupposed by the increment: set where absent; where different, nothing is written."""
+    again: Callable[[Constants], Entry] | None = None
+    """The same event evaluated under other constants."""
+
+
+@dataclass(slots=True)
+class Delta:
+    """What a commit adds, sets and fixes, summed over its entries."""
+
+    counters: dict[tuple[str, Pane], Vector] = field(default_factory=dict)
+    gauges: dict[str, dict[GaugeKey, Gauge]] = field(default_factory=dict)
+    constants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
+    """The sum of `entries`, plus one in the `duplicates` counter for each of `duplicates`.
+
+    Entries of one model and the same panes are summed once, not once a pane.
+    """
+    delta = Delta()
+    groups: dict[tuple[str, tuple[Pane, ...]], Vector] = {}
+    for entry in entries:
+        group = groups.get((entry.model, entry.panes))
+        if group is None:
+            group = groups[entry.model, entry.panes] = {}
+        add(group, entry.increment)
+        if entry.constants:
+            delta.constants.setdefault(entry.model, {}).update(entry.constants)
+        gauges = delta.gauges.setdefault(entry.model, {})
+        for key, gauge in entry.gauges.items():
+            known = gauges.get(key)
+            if known is None or gauge.time >= known.time:
+                gauges[key] = gauge
+    for (model, panes), vector in groups.items():
+        for pane in panes:
+            add(delta.counters.setdefault((model, pane), {}), vector)
+    for entry in duplicates:
+        add(
+            delta.counters.setdefault((entry.model, ALL_TIME), {}),
+            {"duplicates": {NO_LABELS: 1}},
+        )
+    return delta
+
+
+class ModelState(NamedTuple):
+    """Everything known of one model; to be read only."""
+
+    panes: dict[Pane, Vector]
+    gauges: dict[GaugeKey, Gauge]
+    constants: dict[str, Any]
+
+    @property
+    def all_time(self) -> Vector:
+        """The counters of all time."""
+        return self.panes.get(ALL_TIME, {})
+
+
+class State(NamedTuple):
+    """A consistent copy of a store's content as of its commit number `sequence`."""
+
+    models: Mapping[str, ModelState]
+    sequence: int
+
+    def constants(self, model: str) -> Constants:
+        """The constants of `model`; empty where it is unknown."""
+        known = self.models.get(model)
+        return known.constants if known else {}
+
+
+class Mirror:
+    """The content of a store as this process knows it. Not thread-safe: its store locks."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self._models: dict[str, ModelState] = {}
+        self._copy: State | None = None
+        self._owned: set[tuple[str, Pane, str]] = set()
+        self._owned_models: set[str] = set()
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._models
+
+    def read(self) -> State:
+        """A consistent copy; the same object until something changes."""
+        if self._copy is None:
+            self._copy = State(dict(self._models), self.sequence)
+            self._owned.clear()
+            self._owned_models.clear()
+        return self._copy
+
+    def constants(self, model: str) -> Constants:
+        """The constants of `model`; empty where it is unknown."""
+        known = self._models.get(model)
+        return known.constants if known else {}
+
+    def models(self) -> Sequence[str]:
+        """The ids of all known models."""
+        return list(self._models)
+
+    def set(self, model: str, pane: Pane, family: str, labels: Labels, value: Number) -> None:
+        """Make one counter equal `value`, as a store reported it after adding."""
+        self._cells(model, pane, family)[labels] = value
+
+    def add(self, model: str, pane: Pane, vector: Increment) -> None:
+        """Add `vector` to one pane of `model`."""
+        for family, values in vector.items():
+            cells = self._cells(model, pane, family)
+            for labels, number in values.items():
+                cells[labels] = cells.get(labels, 0) + number
+
+    def set_gauge(self, model: str, key: GaugeKey, gauge: Gauge) -> None:
+        """Keep `gauge` unless a younger one is known."""
+        gauges = self._own(model).gauges
+        known = gauges.get(key)
+        if known is None or gauge.time >= known.time:
+            gauges[key] = gauge
+
+    def set_constants(self, model: str, constants: Constants) -> None:
+        """Make the given constants of `model` known."""
+        self._own(model).constants.update(constants)
+
+    def replace_pane(self, model: str, pane: Pane, vector: Vector) -> None:
+        """Forget what was known of one pane and take `vector` for it, without copying."""
+        self._own(model).panes[pane] = vector
+        for family in vector:
+            self._owned.add((model, pane, family))
+
+    def forget(self, model: str) -> None:
+        """Drop all that is known of `model`."""
+        self._copy = None
+        self._models.pop(model, None)
+
+    def clear(self) -> None:
+        """Drop everything: the store's content is about to be read anew."""
+        self._copy = None
+        self._models.clear()
+        self._owned.clear()
+        self._owned_models.clear()
+
+    def expire(self, now: float) -> int:
+        """Drop the panes that no window reaches any more; returns how many."""
+        dropped = 0
+        for model in self.models():
+            old = [pane for pane in self._models[model].panes if expired(pane, now)]
+            if old:
+                panes = self._own(model).panes
+                for pane in old:
+                    del panes[pane]
+                dropped += len(old)
+        return dropped
+
+    def _own(self, model: str) -> ModelState:
+        """The model's maps, copied first where a reader may still hold them."""
+        self._copy = None
+        state = self._models.get(model)
+        if state is None:
+            state = ModelState({}, {}, {})
+        elif model in self._owned_models:
+            return state
+        else:
+            state = ModelState(dict(state.panes), dict(state.gauges), dict(state.constants))
+        self._models[model] = state
+        self._owned_models.add(model)
+        return state
+
+    def _cells(self, model: str, pane: Pane, family: str) -> dict[Labels, Number]:
+        """The numbers of one family, copied first where a reader may still hold them."""
+        key = (model, pane, family)
+        panes = self._own(model).panes
+        vector = panes.get(pane)
+        cells = vector.get(family) if vector else None
+        if cells is not None and key in self._owned:
+            return cells
+        vector = dict(vector) if vector else {}
+        cells = vector[family] = dict(cells) if cells else {}
+        panes[pane] = vector
+        self._owned.add(key)
+        return cells

@@ -1,0 +1,170 @@
+"""The contract of a store, and its memory twin.
+
+Every backend has the same verbs in the same order: `commit` (atomic, and durable when it
+returns), `read` (a consistent copy, cheap when nothing changed), `close`. One test suite runs
+over all of them. A store may be called from several threads; commits are one at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from .errors import ConfigurationError, ConstantsDiffer
+from .state import Delta, Entry, Mirror, State, total
+
+JOURNALS = ("auto", "wal", "truncate", "delete")
+"""What `?journal=` of a SQLite URL may say."""
+
+
+class Store(Protocol):
+    """Where counters are durable. Two processes may hold the same store open at once."""
+
+    def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
+        """Atomically and durably add what is new of `batch`; tells which entries were new.
+
+        An entry whose digest is known, or stands earlier in the batch, adds one to its model's
+        `duplicates` and nothing else; an entry without a digest is always new. An empty batch
+        writes a probe, and so tells whether the store can commit. `now` (epoch seconds) dates
+        the digests. Raises ConstantsDiffer, with nothing written and `read` up to date, where an
+        entry presupposes a constant that another writer fixed otherwise; StoreUnavailable where
+        a retry can succeed.
+        """
+
+    def read(self) -> State:
+        """A consistent copy; sees commits of other processes within a second."""
+
+    def housekeep(self, now: float) -> None:
+        """Forget, in a small step, panes that no window reaches and digests past their time."""
+
+    def seen(self) -> int:
+        """How many digests are remembered, about."""
+
+    def reset(self, model: str) -> bool:
+        """Forget all of one model but its digests; tells whether there was any."""
+
+    def close(self) -> None:
+        """Release the store; what was committed is durable already."""
+
+
+def split(batch: Sequence[Entry], fresh: set[bytes]) -> tuple[list[Entry], list[Entry], list[bool]]:
+    """New entries, duplicates, and which were new, given the digests that are new to the store.
+
+    Takes from `fresh` what it used, so that a digest's second entry in a batch is a duplicate.
+    """
+    new: list[Entry] = []
+    duplicates: list[Entry] = []
+    verdicts: list[bool] = []
+    for entry in batch:
+        is_new = not entry.digest or entry.digest in fresh
+        fresh.discard(entry.digest)
+        (new if is_new else duplicates).append(entry)
+        verdicts.append(is_new)
+    return new, duplicates, verdicts
+
+
+def check_constants(mirror: Mirror, delta: Delta) -> None:
+    """Raises ConstantsDiffer where `delta` presupposes other constants than the mirror's."""
+    for model, constants in delta.constants.items():
+        known = mirror.constants(model)
+        for name, presupposed in constants.items():
+            if name in known and known[name] != presupposed:
+                raise ConstantsDiffer(f"{model}: {name}")
+
+
+def with_created(mirror: Mirror, delta: Delta, now: float) -> None:
+    """Have every model's first commit fix the constant `created`, epoch seconds."""
+    for model, _ in delta.counters:
+        if "created" not in mirror.constants(model):
+            delta.constants.setdefault(model, {}).setdefault("created", now)
+
+
+class MemoryStore:
+    """The twin for tests, and for people who want no durability: `memory:`."""
+
+    def __init__(self, dedup_ttl: int) -> None:
+        self._ttl = dedup_ttl
+        self._lock = threading.Lock()
+        self._mirror = Mirror()
+        self._seen: dict[bytes, float] = {}
+
+    def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
+        """Atomically add what is new of `batch`; durable for as long as the process lives."""
+        with self._lock:
+            fresh = {entry.digest for entry in batch if entry.digest not in self._seen}
+            new, duplicates, verdicts = split(batch, fresh)
+            delta = total(new, duplicates)
+            check_constants(self._mirror, delta)
+            with_created(self._mirror, delta, now)
+            for (model, pane), vector in delta.counters.items():
+                self._mirror.add(model, pane, vector)
+            apply_rest(self._mirror, delta)
+            self._seen.update((entry.digest, now) for entry in new if entry.digest)
+            self._mirror.sequence += 1
+            return verdicts
+
+    def read(self) -> State:
+        """A consistent copy."""
+        with self._lock:
+            return self._mirror.read()
+
+    def housekeep(self, now: float) -> None:
+        """Forget expired panes, and up to 1000 digests past their time."""
+        with self._lock:
+            self._mirror.expire(now)
+            old: list[bytes] = []
+            for digest, time in self._seen.items():  # oldest first: dicts keep insertion order
+                if time > now - self._ttl or len(old) == 1000:
+                    break
+                old.append(digest)
+            for digest in old:
+                del self._seen[digest]
+
+    def seen(self) -> int:
+        """How many digests are remembered."""
+        return len(self._seen)
+
+    def reset(self, model: str) -> bool:
+        """Forget all of one model but its digests."""
+        with self._lock:
+            known = model in self._mirror
+            self._mirror.forget(model)
+            return known
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def apply_rest(mirror: Mirror, delta: Delta) -> None:
+    """Apply a delta's gauges and constants; the counters are the store's business."""
+    for model, gauges in delta.gauges.items():
+        for key, gauge in gauges.items():
+            mirror.set_gauge(model, key, gauge)
+    for model, constants in delta.constants.items():
+        mirror.set_constants(model, constants)
+
+
+def open_store(url: str, dedup_ttl: int, durability: str = "none") -> Store:
+    """The store at `url`. Raises ConfigurationError or StoreUnusable where no retry can help."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "memory":
+        return MemoryStore(dedup_ttl)
+    if scheme == "sqlite":
+        from .sqlite_store import SQLiteStore
+
+        path, _, query = rest.partition("?")
+        journal = query.removeprefix("journal=") or "auto"
+        if not path.startswith("///") or len(path) < 4 or journal not in JOURNALS:
+            raise ConfigurationError(
+                f"FEEDBACK_STORE: {url!r}: use sqlite:///relative/path or sqlite:////absolute/path"
+                f", perhaps with ?journal={'|'.join(JOURNALS)}"
+            )
+        return SQLiteStore(path[3:], dedup_ttl, journal)
+    if scheme in ("redis", "rediss"):
+        from .redis_store import RedisStore
+
+        return RedisStore(url, dedup_ttl, durability)
+    raise ConfigurationError(
+        f"FEEDBACK_STORE: {scheme!r} is no store (sqlite:///…, redis://…, rediss://…, memory:)"
+    )
