@@ -255,7 +255,7 @@ def _add_user_metrics(
     cells: dict[Labels, Number] = vector.get("user_timers_bucket", {})
     for (name, *tags), total in sorted(vector.get("user_timers_sum", {}).items()):
         seen = 0.0
-        buckets = []
+        buckets: list[tuple[str, float]] = []
         for bound in (*map(repr, BUCKETS), "+Inf"):
             seen += cells.get((name, bound, *tags), 0)
             buckets.append((bound, seen))
@@ -299,6 +299,7 @@ def _add_ancestors(
         "method": app.settings.event_type,
     }
     vector = state.all_time
+    cells: dict[str, list[tuple[dict[str, str], Number]]]
     if scored.task == "binary":
         positive = str(app.models.of(model).positive)
         negative = str(1 - int(positive))

@@ -98,7 +98,7 @@ class Service:
                 path=scope.path,
                 query_string=scope.query_string,
                 method=scope.method,
-                headers=headers,
+                headers=list(headers.items()),
                 data=body,
             ).get_environ()
             chunks, status, answered = run_wsgi_app(self._flask, environ, buffered=True)
@@ -143,7 +143,7 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=settings.workers > 1,
         backpressure=4096,
         log_level="warning",  # type: ignore[arg-type]
-    ).serve(target_loader=load, wrap_loader=False)
+    ).serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]
 
 
 def _check(settings: Settings) -> None:

@@ -42,7 +42,7 @@ class ServerStats:
         self.started = clock.time()
         self._workers = workers
         self._row = 0
-        self._file = tempfile.TemporaryFile() if workers > 1 else None
+        self._file = tempfile.TemporaryFile() if workers > 1 else None  # noqa: SIM115
         size = workers * _WIDTH * 8
         if self._file is None:
             self._memory = mmap.mmap(-1, size)

@@ -36,7 +36,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         count_probabilities(
             evaluation.increment, flat, _KEYS, positions(truth_keys, (0, 1)), settings.k
         )
-    count_outcomes(evaluation.increment, truth_keys, prediction_keys, dict(zip(_KEYS, _KEYS)))
+    count_outcomes(evaluation.increment, truth_keys, prediction_keys, {key: key for key in _KEYS})
     evaluation.gauges["columns", ()] = 2
     classes.fix(evaluation)
     return evaluation

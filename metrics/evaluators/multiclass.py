@@ -91,9 +91,9 @@ def one_hot(values: Values) -> list[int]:
     """The column of the one in each row. Raises Refused for rows that are no distributions."""
     flat, width = values.flat, values.width
     best = argmax(flat, width)
-    if flat.count(1) == len(best) and flat.count(0) == len(flat) - len(best):
-        if all(flat[row * width + column] == 1 for row, column in enumerate(best)):
-            return best
+    ones = flat.count(1) == len(best) and flat.count(0) == len(flat) - len(best)
+    if ones and all(flat[row * width + column] == 1 for row, column in enumerate(best)):
+        return best
     for row in range(len(best)):
         numbers = values.row(row)
         if min(numbers) < 0 or abs(fsum(numbers) - 1) > TOLERANCE:

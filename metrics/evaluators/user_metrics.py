@@ -51,8 +51,11 @@ def evaluate(metrics: Any, where: str, evaluation: Evaluation, known: Known) -> 
         kind = metric.get("type", "COUNTER")
         name = _name(metric.get("key"), kind, at)
         tags = _tags(metric.get("tags"), f"{at}.tags")
-        value = metric.get("value")
-        if type(value) not in (int, float) or not isfinite(value):
+        number = metric.get("value")
+        if type(number) not in (int, float):
+            raise Refused(f"{at}.value", "must be a finite number")
+        value = float(number)
+        if not isfinite(value):
             raise Refused(f"{at}.value", "must be a finite number")
         evaluation.constants[f"metric {name}"] = kind
         known_kind = known.constants.get(f"metric {name}", kind)

@@ -104,7 +104,10 @@ class Scored:
         rows = self.rows
         if self.task != "multilabel":
             rows = sum(hits + misses for hits, misses, _ in counts.values())
-        return [Counts(name, *counts[name], rows) for name in sorted(counts, key=self.naming.order)]
+        return [
+            Counts(name, counts[name][0], counts[name][1], counts[name][2], rows)
+            for name in sorted(counts, key=self.naming.order)
+        ]
 
     @cached_property
     def confusion(self) -> dict[tuple[str, str], int]:
@@ -225,9 +228,9 @@ def _ranking(scored: Scored, found: dict[str, float | None]) -> None:
             mean(part) if means is None else weighted_mean(part, means)
             for part in zip(*values, strict=True)
         )
-        assert value_ is not None and low is not None and high is not None
         found[score] = value_
-        scored.bounds[score] = low, high
+        if low is not None and high is not None:
+            scored.bounds[score] = low, high
     if len(names) == 1:
         positives = int(weights[0])
         negatives = sum(n for n, _ in scored.histograms[names[0]].values())
