@@ -20,7 +20,6 @@ import http.client
 import ipaddress
 import json
 import re
-import select
 import signal
 import socket
 import sys
@@ -167,6 +166,8 @@ class Delivery:
     def __post_init__(self) -> None:
         if self.backoff_policy not in ("exponential", "linear"):
             raise ValueError(f"unknown backoff policy {self.backoff_policy!r}")
+        if self.retry < 0:
+            raise ValueError(f"retry is {self.retry}")
         for duration in (self.backoff_delay, self.timeout, self.retry_after_max):
             seconds(duration)
         if self.dead_letter is not None:
@@ -218,11 +219,15 @@ def _passes(expression: Mapping[str, Any], attributes: Mapping[str, str]) -> boo
         return all(passed) if dialect == "all" else any(passed)
     if dialect == "not":
         return not _passes(argument, attributes)
-    tests = {"exact": str.__eq__, "prefix": str.startswith, "suffix": str.endswith}
+    tests: dict[str, Callable[[str, str], bool]] = {
+        "exact": str.__eq__,
+        "prefix": str.startswith,
+        "suffix": str.endswith,
+    }
     if dialect not in tests:
         raise ValueError(f"filter dialect {dialect!r} is not supported here")
     return all(
-        name in attributes and tests[dialect](attributes[name], text) is True
+        name in attributes and tests[dialect](attributes[name], text)
         for name, text in argument.items()
     )
 
@@ -595,9 +600,10 @@ def _dead_letter(event: Event, target: str, answer: Answer) -> Event:
 
 def _hung_up(client: socket.socket) -> bool:
     try:
-        readable, _, _ = select.select([client], [], [], 0)
-        return bool(readable) and not client.recv(1, socket.MSG_PEEK)
-    except (OSError, ValueError):
+        return not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
         return True
 
 
@@ -617,22 +623,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if length.isdecimal():
+            headers, body = dict(self.headers), self.rfile.read(int(length))
+            self._answer(self._take(headers, body))
+        else:
             self.close_connection = True
-            return self._answer(411)
-        body, headers = self.rfile.read(int(length)), dict(self.headers)
+            self._answer(411)
+
+    def _take(self, headers: Mapping[str, str], body: bytes) -> int:
         try:
             event = decode(headers, body)
         except Malformed:
-            event = None
-        self._answer(self.server.broker._ingress(event, headers, self.connection) if event else 400)
+            return 400
+        return self.server.broker._ingress(event, headers, self.connection) if event else 400
 
     def do_GET(self) -> None:
-        if self.path != "/outcomes":
-            return self._answer(405)
-        outcomes = [asdict(outcome) for outcome in self.server.broker.outcomes()]
-        readable = json.dumps(outcomes, default=lambda data: data.decode(errors="replace"))
-        self._answer(200, readable.encode())
+        if self.path == "/outcomes":
+            outcomes = [asdict(outcome) for outcome in self.server.broker.outcomes()]
+            shown = json.dumps(outcomes, default=lambda data: data.decode(errors="replace"))
+            self._answer(200, shown.encode())
+        else:
+            self._answer(405)
 
     def _answer(self, status: int, body: bytes = b"") -> None:
         with suppress(OSError):

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from secrets import token_hex
-from typing import Any, NamedTuple
+from os import urandom
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -44,6 +44,9 @@ from .server_stats import ServerStats
 from .state import Constants, Entry, Gauge, ModelState, State
 from .store import Store
 from .windows import ALL_TIME, in_segments, place
+
+if TYPE_CHECKING:
+    from .sink import Sink
 
 logger = logging.getLogger("metrics.app")
 
@@ -113,12 +116,15 @@ class App:
         )
         self._labels: dict[str, dict[str, set[str]]] = {}
         self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
+        self.sink = self._open_sink()
         self._processed = 0
         self._logged = 0.0
 
     def close(self) -> None:
-        """Commit what is queued and release the store."""
+        """Commit what is queued, send the last summaries, and release the store."""
         self.committer.close()
+        if self.sink is not None:
+            self.sink.close()
         self.store.close()
 
     @property
@@ -129,6 +135,19 @@ class App:
     def read(self) -> State:
         """The state all questions are answered from; refused events of no model are kept apart."""
         return self.store.read()
+
+    def _open_sink(self) -> Sink | None:
+        if not self.settings.sink:
+            return None
+        from .sink import Sink  # its HTTP client is not for those who have no sink
+
+        return Sink(
+            self.settings.sink,
+            self.settings.sink_interval,
+            self.settings.ce_overrides,
+            self._data,
+            self.stats,
+        )
 
     # --- POST / ------------------------------------------------------------------------------
 
@@ -205,7 +224,14 @@ class App:
         if isinstance(verdict, BaseException):
             raise verdict
         self._log_processing(len(request.counted))
-        if self.settings.reply == "off" or self.settings.sink:
+        if self.sink is not None:
+            for counted, new in zip(request.counted, verdict, strict=True):
+                if new:
+                    self.sink.tell(
+                        counted.entry.model, self._attributes(counted), counted.entry.increment
+                    )
+            return EMPTY
+        if self.settings.reply == "off":
             return EMPTY
         if not request.batch:
             (counted,) = request.counted
@@ -256,15 +282,17 @@ class App:
     def _model(self, event: Event) -> str:
         """The id of the event's model. Raises Refused for an unusable one, or one too many."""
         extensions = event.extensions
-        parts = []
-        for name, default in zip(_IDENTITY, self._defaults, strict=True):
-            text = extensions.get(name) or default
-            if "/" in text:
-                raise Refused(f"ce-{name}", f"{one_line(text, 40)!r} has a slash")
-            if len(text) > payload.MAX_LABEL:
+        parts = [
+            extensions.get(name) or default
+            for name, default in zip(_IDENTITY, self._defaults, strict=True)
+        ]
+        model = "/".join(parts)
+        if len(model) > payload.MAX_LABEL or model.count("/") != 3:
+            for name, text in zip(_IDENTITY, parts, strict=True):
+                if "/" in text:
+                    raise Refused(f"ce-{name}", f"{one_line(text, 40)!r} has a slash")
                 check_label(text, f"ce-{name}")
-            parts.append(text)
-        return "/".join(parts)
+        return model
 
     def _unnamed(self, event: Event) -> list[str]:
         """The parts of the model's id that neither the event nor a variable names."""
@@ -328,17 +356,19 @@ class App:
 
     def _emitted(self, counted: Counted) -> tuple[dict[str, str], bytes]:
         """Attributes and data of the metrics event that answers one event."""
-        event, entry = counted.event, counted.entry
-        now = self.now()
-        attributes = {
-            "id": entry.digest.hex() or token_hex(16),
+        entry = counted.entry
+        return self._attributes(counted), self._data(entry.model, entry.increment)
+
+    def _attributes(self, counted: Counted) -> dict[str, str]:
+        """Attributes of the metrics event; its id follows from the request's (source, id) only."""
+        return {
+            "id": counted.entry.digest.hex() or urandom(16).hex(),
             "source": self.settings.event_source,
             "type": self.settings.event_type,
-            "subject": entry.model,
-            "time": format_time(now),
-            **carried(event.extensions),
+            "subject": counted.entry.model,
+            "time": format_time(self.now()),
+            **carried(counted.event.extensions),
         }
-        return attributes, self._data(entry.model, entry.increment, now)
 
     def _emitted_batch(self, request: Request) -> list[tuple[dict[str, str], bytes]]:
         """One metrics event per model touched, in the order of their first events."""
@@ -347,15 +377,16 @@ class App:
             by_model.setdefault(counted.entry.model, []).append(counted)
         emitted = []
         for model, parts in by_model.items():
-            attributes, _ = self._emitted(parts[0])
+            attributes = self._attributes(parts[0])
             digests = b"".join(part.entry.digest for part in parts)
             attributes["id"] = blake2b(digests, digest_size=16).hexdigest()
             increment = merge(part.entry.increment for part in parts)
-            emitted.append((attributes, self._data(model, increment, self.now())))
+            emitted.append((attributes, self._data(model, increment)))
         return emitted
 
-    def _data(self, model: str, increment: Increment, now: float) -> bytes:
+    def _data(self, model: str, increment: Increment) -> bytes:
         """The model's view as of its last commit, shared by its events, with `increment` added."""
+        now = self.now()
         state = self.store.read().models.get(model)
         settings = self.models.of(model)
         cached = self._views.get(model)

@@ -7,6 +7,7 @@ variables keep working; its metric classes are translated to a task.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,6 +63,7 @@ class Settings:
     reply_windows: tuple[str, ...]
     sink: str
     sink_interval: float
+    ce_overrides: dict[str, str]
     event_type: str
     event_source: str
     accept_types: tuple[str, ...]
@@ -135,6 +137,18 @@ def _bytes(text: str) -> int:
         if text.endswith(suffix):
             return _at_least(1)(text.removesuffix(suffix).strip()) * factor
     return _at_least(1)(text)
+
+
+def _extensions(text: str) -> dict[str, str]:
+    """The extension attributes of a SinkBinding's `K_CE_OVERRIDES`."""
+    overrides = json.loads(text)
+    extensions = overrides.get("extensions") or {} if isinstance(overrides, dict) else None
+    if not isinstance(extensions, dict) or not all(
+        isinstance(value, str) and name.isascii() and name.isalnum() and name.islower()
+        for name, value in extensions.items()
+    ):
+        raise ValueError('must be {"extensions": {"name": "value"}}')
+    return extensions
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -340,6 +354,14 @@ SETTINGS: tuple[Setting, ...] = (
         "1s",
         _seconds,
         "seconds between two events of one model to the sink",
+    ),
+    Setting(
+        "ce_overrides",
+        "K_CE_OVERRIDES",
+        "ce_overrides",
+        "{}",
+        _extensions,
+        'attributes set on events to the sink: {"extensions": {"name": "value"}}',
     ),
     Setting(
         "event_type",

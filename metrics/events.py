@@ -80,11 +80,11 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
         return [_structured(event, f"[{index}].") for index, event in enumerate(batch)], True
     if content_type.startswith("application/cloudevents"):
         raise Refused("content-type", f"{one_line(content_type, 60)!r}: only JSON is read")
-    attributes = {
-        name[3:]: _header_text(value, name)
-        for name, value in headers.items()
-        if name.startswith("ce-")
-    }
+    attributes = {}
+    for name, value in headers.items():
+        if name.startswith("ce-"):
+            plain = value.isascii() and "%" not in value
+            attributes[name[3:]] = value if plain else _header_text(value, name)
     if not attributes:
         return [Event("", "", "", None, body=body)], False
     event = _event(attributes, "ce-")
@@ -121,9 +121,12 @@ def _structured(value: Any, where: str) -> Event:
 
 def _event(attributes: dict[str, str], where: str) -> Event:
     """The event with these attributes, checked."""
+    extensions = {}
     for name, text in attributes.items():
-        if not _NAME.fullmatch(name):
-            raise Refused(f"{where}{one_line(name, 64)}", "is no CloudEvents attribute name")
+        if name not in _CORE:
+            if not _is_name(name):
+                raise Refused(f"{where}{one_line(name, 64)}", "is no CloudEvents attribute name")
+            extensions[name] = text
         if len(text) > _MAX_ATTRIBUTE:
             raise Refused(f"{where}{name}", f"{len(text)} characters; at most {_MAX_ATTRIBUTE}")
         if not text.isprintable():
@@ -139,8 +142,13 @@ def _event(attributes: dict[str, str], where: str) -> Event:
         attributes["source"],
         attributes["type"],
         None if time is None else parse_time(time, f"{where}time"),
-        {name: text for name, text in attributes.items() if name not in _CORE},
+        extensions,
     )
+
+
+@lru_cache(maxsize=1024)
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
 
 
 def _check_text(text: str, where: str) -> None:

@@ -366,6 +366,15 @@ def _add_server(families: _Families, app: App) -> None:
             number,
             stats.started,
         )
+    if app.sink is not None:
+        for outcome, number in stats.sink_events().items():
+            families.counter(
+                "feedback_sink_events",
+                "Metrics events for the sink, by what became of them.",
+                {"outcome": outcome},
+                number,
+                stats.started,
+            )
     families.counter(
         "feedback_store_losses",
         "Times the store was found to have lost commits.",

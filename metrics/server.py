@@ -8,7 +8,6 @@ the Flask app, in a thread, which is made when first needed.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -120,7 +119,8 @@ def serve(settings: Settings) -> None:
     from granian.http import HTTP1Settings
     from granian.server import MPServer
 
-    _check(settings)
+    if settings.workers > 1:
+        build(settings).close()  # what no worker could mend must not be respawned for ever
     stats = ServerStats(settings.workers)
 
     def load() -> Service:
@@ -142,11 +142,5 @@ def serve(settings: Settings) -> None:
         http1_settings=HTTP1Settings(pipeline_flush=False),
         respawn_failed_workers=settings.workers > 1,
         backpressure=4096,
-        log_level="warning",  # type: ignore[arg-type]
+        log_level="critical",  # type: ignore[arg-type]
     ).serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]
-
-
-def _check(settings: Settings) -> None:
-    """Fail in the parent, once, on what no worker could mend."""
-    logging.getLogger("metrics")
-    build(settings).close()

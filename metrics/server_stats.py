@@ -25,13 +25,15 @@ ERROR_KINDS = (
     *("unreachable", "timeout", "auth", "oom", "loading", "durability", "contended"),
     *("bug", "other"),
 )
+SINK_OUTCOMES = ("sent", "failed", "superseded", "dropped")
 
 _COMMIT = 1
 _COMMIT_SUM = _COMMIT + len(COMMIT_BUCKETS) + 1
 _BATCH = _COMMIT_SUM + 1
 _BATCH_SUM = _BATCH + len(BATCH_BUCKETS) + 1
 _ERRORS = _BATCH_SUM + 1
-_WAITING = _ERRORS + len(ERROR_KINDS)
+_SUNK = _ERRORS + len(ERROR_KINDS)
+_WAITING = _SUNK + len(SINK_OUTCOMES)
 _WIDTH = _WAITING + 1
 
 
@@ -75,6 +77,10 @@ class ServerStats:
         kind = kind if kind in ERROR_KINDS else "other"
         self._cells[self._row + _ERRORS + ERROR_KINDS.index(kind)] += 1
 
+    def sunk(self, outcome: str) -> None:
+        """Count a summary for the sink by what became of it."""
+        self._cells[self._row + _SUNK + SINK_OUTCOMES.index(outcome)] += 1
+
     def waiting(self, entries: int) -> None:
         """Note how many entries wait for a commit in this process."""
         self._cells[self._row + _WAITING] = entries
@@ -90,6 +96,10 @@ class ServerStats:
     def errors(self) -> dict[str, float]:
         """Failed transactions by kind."""
         return {kind: self._sum(_ERRORS + at) for at, kind in enumerate(ERROR_KINDS)}
+
+    def sink_events(self) -> dict[str, float]:
+        """Summaries for the sink by what became of them."""
+        return {outcome: self._sum(_SUNK + at) for at, outcome in enumerate(SINK_OUTCOMES)}
 
     def queue(self) -> float:
         """Entries that wait for a commit."""

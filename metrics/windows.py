@@ -9,7 +9,8 @@ to know that it can go.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 PANES = 60
@@ -70,21 +71,21 @@ class Placement(NamedTuple):
     late: bool
 
 
-def place(time: float, arrival: float, windows: Iterable[Window]) -> Placement:
+def place(time: float, arrival: float, windows: Sequence[Window]) -> Placement:
     """The panes of an event that happened at `time` and arrived at `arrival` (epoch seconds).
 
     A time in the future is taken as `arrival`. A window whose oldest pane is younger than the
     event is left out; `late` says that every window was.
     """
     time = min(time, arrival)
-    panes = [ALL_TIME]
-    late = False
-    for each in windows:
-        if time > arrival - each.seconds:
-            panes.append(Pane(each.width, int(time // each.width)))
-        else:
-            late = True
-    return Placement(tuple(panes), late and len(panes) == 1)
+    reached = tuple(each for each in windows if time > arrival - each.seconds)
+    return Placement(_panes_at(int(time), reached), not reached and bool(windows))
+
+
+@lru_cache(maxsize=1024)
+def _panes_at(second: int, windows: tuple[Window, ...]) -> tuple[Pane, ...]:
+    """All time, and the pane of each window in which an event of this second counts."""
+    return ALL_TIME, *(Pane(each.width, second // each.width) for each in windows)
 
 
 def in_segments(panes: Iterable[Pane], segments: Iterable[str]) -> Iterator[Pane]:

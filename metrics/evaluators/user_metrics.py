@@ -52,7 +52,7 @@ def evaluate(metrics: Any, where: str, evaluation: Evaluation, known: Known) -> 
         name = _name(metric.get("key"), kind, at)
         tags = _tags(metric.get("tags"), f"{at}.tags")
         number = metric.get("value")
-        if type(number) not in (int, float):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise Refused(f"{at}.value", "must be a finite number")
         value = float(number)
         if not isfinite(value):
