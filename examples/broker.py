@@ -177,7 +177,7 @@ class Delivery:
         """Seconds to wait before retry number `retry`, counted from 0."""
         steps = 2**retry if self.backoff_policy == "exponential" else retry
         backoff = seconds(self.backoff_delay) * steps
-        if self.retry_after_max is None or answer.status not in (429, 503):
+        if answer.status not in (429, 503):
             return backoff
         return max(backoff, min(_retry_after(answer), seconds(self.retry_after_max)))
 

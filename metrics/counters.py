@@ -10,14 +10,16 @@ that a hostile label could contain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import orjson
 
 Number = int | float
 Labels = tuple[str, ...]
-Vector = dict[str, dict[Labels, Number]]
+Cells = dict[Labels, Number]
+Vector = dict[str, Cells]
 Increment = Mapping[str, Mapping[Labels, Number]]
 
 NO_LABELS: Labels = ()
@@ -25,23 +27,80 @@ OTHER = "__other__"
 """The label into which everything past a cap on distinct labels is folded."""
 
 
-def add(into: Vector, increment: Increment) -> None:
-    """Add `increment` to `into`, in place; `increment` is left as it is."""
+class Packed(Mapping[Labels, Number]):
+    """A family's cells as one array of counts: many rows add up before any label is made.
+
+    `counts` is a one-dimensional integer array, and `label` tells the labels of a place in it.
+    Two of one `layout` have the same length and labels, and add up array to array. Immutable.
+    """
+
+    __slots__ = ("_cells", "_label", "counts", "layout")
+
+    def __init__(self, counts: Any, layout: Hashable, label: Callable[[int], Labels]) -> None:
+        self.counts = counts
+        self.layout = layout
+        self._label = label
+        self._cells: dict[Labels, Number] | None = None
+
+    @property
+    def cells(self) -> dict[Labels, Number]:
+        """The cells that are not 0, by label; not to be written."""
+        if self._cells is None:
+            used = self.counts.nonzero()[0]
+            label = self._label
+            self._cells = {
+                label(place): count
+                for place, count in zip(used.tolist(), self.counts[used].tolist(), strict=True)
+            }
+        return self._cells
+
+    def __add__(self, other: Packed) -> Packed:
+        return Packed(self.counts + other.counts, self.layout, self._label)
+
+    def __getitem__(self, labels: Labels) -> Number:
+        return self.cells[labels]
+
+    def __iter__(self) -> Iterator[Labels]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def add(into: dict[str, Any], increment: Increment) -> None:
+    """Add `increment` to `into`, in place; `increment` is left as it is.
+
+    Packed cells stay packed while they meet their like only; `unpack` makes a Vector of the sum.
+    """
     for family, values in increment.items():
         cells = into.get(family)
         if cells is None:
-            into[family] = dict(values)
+            into[family] = values if type(values) is Packed else dict(values)
             continue
+        if type(cells) is Packed:
+            if type(values) is Packed and values.layout == cells.layout:
+                into[family] = cells + values
+                continue
+            cells = into[family] = dict(cells.cells)
+        if type(values) is Packed:
+            values = values.cells
         for labels, value in values.items():
             cells[labels] = cells.get(labels, 0) + value
 
 
+def unpack(sums: Mapping[str, Any]) -> Vector:
+    """The same numbers with every family as plain cells; not to be written."""
+    return {
+        family: cells.cells if type(cells) is Packed else cells for family, cells in sums.items()
+    }
+
+
 def merge(vectors: Iterable[Increment]) -> Vector:
     """The sum of `vectors`; `{}` for none."""
-    total: Vector = {}
+    total: dict[str, Any] = {}
     for vector in vectors:
         add(total, vector)
-    return total
+    return unpack(total)
 
 
 def value(vector: Increment, family: str, *labels: str) -> Number:

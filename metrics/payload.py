@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import binascii
 import re
+from array import array
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import isfinite, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from .errors import Refused
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_LABEL = 256
 """Characters of a class label, a class name or any other text that becomes a label."""
@@ -44,6 +49,8 @@ class Values:
     """Whether no scalar is a string."""
     names: tuple[str, ...] | None = None
     """`data.names`, one for each column."""
+    doubles: array[float] | None = None
+    """The scalars as doubles, where they are many numbers: what numpy reads without a copy."""
 
     def __len__(self) -> int:
         return len(self.flat) // self.width if self.width else len(self.flat)
@@ -58,7 +65,14 @@ class Values:
 
     def as_one_row(self) -> Values:
         """The same scalars read as a single row (the ancestor's flat one-hot lists)."""
-        return Values(self.field, self.flat, len(self.flat), self.numeric, self.names)
+        return replace(self, width=len(self.flat))
+
+    def matrix(self) -> NDArray[np.float64]:
+        """(N, K) float64; only where `numeric`. Imports numpy, which one row need not wait for."""
+        import numpy as np
+
+        doubles = array("d", self.flat) if self.doubles is None else self.doubles
+        return np.frombuffer(doubles, np.float64).reshape(len(self), self.width or 1)
 
 
 @dataclass(slots=True)
@@ -245,9 +259,12 @@ def _array(value: Any, where: str) -> Values:
         raise Refused(where, "has no rows")
     if type(value[0]) is not list:
         return _flat(value, where)
-    if set(map(type, value)) != {list}:
+    if len(value) < _MANY and set(map(type, value)) != {list}:
         raise Refused(where, "mixes rows and scalars")
-    widths = set(map(len, value))
+    try:
+        widths = set(map(len, value))
+    except TypeError:
+        raise Refused(where, "mixes rows and scalars") from None
     if len(widths) != 1:
         raise Refused(where, f"ragged: rows of {min(widths)} to {max(widths)} values")
     width = widths.pop()
@@ -257,7 +274,21 @@ def _array(value: Any, where: str) -> Values:
     return _flat(flat, where, 0 if width == 1 else width)
 
 
+_MANY = 64
+"""Scalars from which it pays to read them as doubles at once."""
+
+
 def _flat(flat: list[Any], where: str, width: int = 0) -> Values:
+    if len(flat) >= _MANY:
+        try:
+            doubles = array("d", flat)
+        except (TypeError, OverflowError):
+            pass  # not numbers alone: told apart below
+        else:
+            values = Values(where, flat, width, True, None, doubles)
+            if not isfinite(values.matrix().sum()) and not all(map(isfinite, doubles)):
+                raise Refused(where, "has a number that is not finite")
+            return values
     kinds = set(map(type, flat))
     numeric = kinds <= _NUMBERS
     if numeric:

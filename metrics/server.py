@@ -8,6 +8,7 @@ the Flask app, in a thread, which is made when first needed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -127,7 +128,10 @@ def serve(settings: Settings) -> None:
         configure_logging(settings.log_level)
         stats.claim()
         try:
-            return Service(build(settings, stats))
+            service = Service(build(settings, stats))
+            gc.freeze()  # what was imported and restored lives as long as the process
+            gc.set_threshold(20_000, 20, 50)  # events make no cycles: look for them seldom
+            return service
         except FeedbackMetricsError as error:
             print(f"feedback-metrics: {error}", file=sys.stderr)
             sys.exit(2)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .counters import NO_LABELS, Increment, Labels, Number, Vector, add
+from .counters import NO_LABELS, Increment, Labels, Number, Vector, add, unpack
 from .windows import ALL_TIME, Pane, expired
 
 Constants = Mapping[str, Any]
@@ -59,7 +59,7 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
     Entries of one model and the same panes are summed once, not once a pane.
     """
     delta = Delta()
-    groups: dict[tuple[str, tuple[Pane, ...]], Vector] = {}
+    groups: dict[tuple[str, tuple[Pane, ...]], dict[str, Any]] = {}
     for entry in entries:
         group = groups.get((entry.model, entry.panes))
         if group is None:
@@ -72,7 +72,8 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
             known = gauges.get(key)
             if known is None or gauge.time >= known.time:
                 gauges[key] = gauge
-    for (model, panes), vector in groups.items():
+    for (model, panes), sums in groups.items():
+        vector = unpack(sums)
         for pane in panes:
             add(delta.counters.setdefault((model, pane), {}), vector)
     for entry in duplicates:

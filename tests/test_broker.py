@@ -428,13 +428,15 @@ def test_what_the_subscriber_sees(world: World) -> None:
 
 @pytest.mark.parametrize("mode", ["binary", "json"])
 def test_structured_input_arrives_binary_unless_the_format_is_json(world: World, mode: str) -> None:
-    """`delivery.format` alone decides; attributes and data are the same."""
-    subscriber = world.subscriber()
-    broker = world.broker(Trigger("t", subscriber.url, delivery=Delivery(format=mode)))
+    """`delivery.format` decides, for the subscriber alone; attributes and data are the same."""
+    subscriber, dead = world.answering(400, {}, b""), world.subscriber()
+    delivery = Delivery(format=mode, dead_letter=dead.url)
+    broker = world.broker(Trigger("t", subscriber.url, delivery=delivery))
     assert broker.publish(PRODUCED, structured=True) == 202
     (request,) = subscriber.requests
     assert ("ce-id" in request.headers) == (mode == "binary")
     assert request.event.having(knativearrivaltime=None) == PRODUCED
+    assert "ce-id" in dead.requests[0].headers
 
 
 def test_eight_mebibytes_pass_both_ways(world: World) -> None:

@@ -7,7 +7,8 @@ whose columns come in another order all count in the same class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..counters import OTHER
@@ -16,8 +17,8 @@ from ..model_settings import ModelSettings
 from ..payload import Feedback, Values, check_label
 from .evaluation import Evaluation, Known
 
-TOLERANCE = 1e-3
-"""How far a row of probabilities may sum from 1."""
+TOLERANCE = 1e-3 + 1e-9
+"""How far a row of probabilities may sum from 1, and what its decimals may add to that."""
 
 
 def label(value: Any) -> str:
@@ -81,20 +82,29 @@ class Classes:
         self.proposed = sent if sent and not fixed else None
         self.names: tuple[str, ...] = fixed or sent or ()
         self.configured = bool(settings.classes)
-        self._index = {name: str(index) for index, name in enumerate(self.names)}
+        self._index = _keys_of(self.names)
 
     def fix(self, evaluation: Evaluation) -> None:
         """Propose the event's names as the model's, where it has none yet."""
         if self.proposed:
             evaluation.constants["names"] = list(self.proposed)
 
-    def keys(self, values: Values, width: int = 0) -> list[str]:
+    def are_columns(self, columns: Sequence[int]) -> bool:
+        """Whether a whole number is the index of its column: no order, no name says otherwise."""
+        return columns == list(range(len(columns))) and not _has_numeral(self.names)
+
+    def keys(self, values: Values, width: int = 0, fractions: bool = True) -> list[str]:
         """The class keys of (N,) labels; `width` is the number of columns of the other side.
 
         Raises Refused for a label that is no column, no configured class, or unfit for a label.
         """
         find = self._finder(values, width)
-        keys = {value: find(value) for value in set(values.flat)}
+        distinct = set(values.flat)
+        if not fractions:
+            for value in distinct:
+                if type(value) is float and not value.is_integer():
+                    raise Refused(values.field, f"{value!r} is no class label")
+        keys = {value: find(value) for value in distinct}
         return [keys[value] for value in values.flat]
 
     def _finder(self, values: Values, width: int) -> Callable[[Any], str]:
@@ -129,10 +139,22 @@ class Classes:
         return list(range(values.width))
 
 
-def cap(keys: Iterable[str], known: Known, limit: int) -> dict[str, str]:
+@lru_cache(maxsize=256)
+def _keys_of(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: str(index) for index, name in enumerate(names)}
+
+
+@lru_cache(maxsize=256)
+def _has_numeral(names: tuple[str, ...]) -> bool:
+    return any(name.isdigit() for name in names)
+
+
+def cap(keys: Collection[str], known: Known, limit: int) -> dict[str, str]:
     """Where each distinct key counts: itself, or `__other__` past `limit` known classes."""
     classes = known.labels.get("class", set())
     fresh = limit - len(classes)
+    if len(keys) <= fresh:
+        return {key: key for key in keys}
     taken: dict[str, str] = {}
     for key in keys:
         if key not in taken:

@@ -9,13 +9,13 @@ top_k_rows(k).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import log
 from sys import float_info
 
 from ..bins import calibration_bin, logit_bin
 from ..counters import NO_LABELS, Labels, Number, Vector
+from ..payload import Values
 
 CLIP = float_info.epsilon
 """Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm, as scikit-learn does."""
@@ -23,17 +23,14 @@ CLIP = float_info.epsilon
 MAX_SCORED_CLASSES = 64
 """Score histograms (ROC AUC, average precision) are kept for models of at most as many columns."""
 
-_VECTOR_ROWS = 24
+VECTOR_ROWS = 24
 """From as many rows numpy pays; one row neither waits for its import nor for its overhead."""
 
 
 def count_outcomes(
-    vector: Vector,
-    truth: Sequence[str],
-    prediction: Sequence[str],
-    counted_as: Mapping[str, str],
+    vector: Vector, pairs: Mapping[tuple[str, str], int], counted_as: Mapping[str, str]
 ) -> None:
-    """Add the outcome of each row; a wrong row is a miss of its truth and a false alarm.
+    """Add rows by (truth, prediction); a wrong one is a miss of its truth and a false alarm.
 
     `counted_as` folds classes together after right and wrong are told apart.
     """
@@ -41,7 +38,7 @@ def count_outcomes(
     misses: dict[Labels, Number] = {}
     alarms: dict[Labels, Number] = {}
     wrong: dict[Labels, Number] = {}
-    for (true, predicted), n in Counter(zip(truth, prediction, strict=True)).items():
+    for (true, predicted), n in pairs.items():
         true_as, predicted_as = counted_as[true], counted_as[predicted]
         if true == predicted:
             hits[true_as,] = hits.get((true_as,), 0) + n
@@ -59,20 +56,19 @@ def count_outcomes(
 
 def count_probabilities(
     vector: Vector,
-    flat: Sequence[float],
+    rows: Values,
     keys: Sequence[str],
     truth: Sequence[int],
     k: int,
 ) -> None:
-    """Add what the rows of probabilities tell.
+    """Add what N rows of K probabilities tell.
 
-    `flat` holds N rows of K probabilities, `keys` the K columns' class keys, `truth` the column
-    of each row's truth.
+    `keys` are the K columns' class keys, `truth` the column of each row's truth.
     """
-    if len(truth) >= _VECTOR_ROWS:
+    if len(truth) >= VECTOR_ROWS:
         from .rows import count_probability_rows
 
-        count_probability_rows(vector, flat, keys, truth, k)
+        count_probability_rows(vector, rows.matrix(), keys, truth, k)
         return
     width = len(keys)
     losses = squares = briers = brier_squares = 0.0
@@ -83,7 +79,7 @@ def count_probabilities(
     top = 0
     scored = columns_scored(keys)
     for start, true in enumerate(truth):
-        row = flat[start * width : (start + 1) * width]
+        row = rows.row(start)
         p = row[true]
         loss = -log(min(max(p, CLIP), 1 - CLIP))
         losses += loss

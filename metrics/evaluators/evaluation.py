@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..counters import Vector
 from ..state import Gauge, GaugeKey
 
 
@@ -15,7 +14,7 @@ class Evaluation:
     """One event's contribution; `rows` predictions were compared with their truths."""
 
     rows: int
-    increment: Vector = field(default_factory=dict)
+    increment: dict[str, Any] = field(default_factory=dict)
     gauges: dict[GaugeKey, float] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     """Facts the increment presupposes, fixed by the model's first event that needs them."""

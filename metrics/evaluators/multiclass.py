@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from math import fsum
-from typing import Any
 
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from .classes import TOLERANCE, Classes, agree, cap
-from .classification import count_outcomes, count_probabilities
+from .classification import VECTOR_ROWS, count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
 
 
@@ -20,106 +21,130 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     truth, prediction = agree(feedback.truth, feedback.prediction, settings.flat_rows)
     classes = Classes(feedback, settings, known)
     evaluation = Evaluation(rows=len(truth))
-    width = truth.width or prediction.width
-
-    columns = classes.columns(prediction if prediction.width else truth) if width else []
-    truth_keys, truth_columns = _truth(truth, classes, columns)
-    probabilities: Sequence[float] | None = None
     if prediction.width:
-        probabilities = _probabilities(prediction, settings)
-        best = argmax(prediction.flat, prediction.width)
-        prediction_keys = [str(columns[column]) for column in best]
+        _rows(evaluation, truth, prediction, classes, settings, known)
     else:
-        prediction_keys = _labels(prediction, classes, truth.width)
-
-    taken = cap(dict.fromkeys((*truth_keys, *prediction_keys)), known, settings.max_classes)
-    count_outcomes(evaluation.increment, truth_keys, prediction_keys, taken)
-    if probabilities is not None:
-        count_probabilities(
-            evaluation.increment,
-            probabilities,
-            [str(column) for column in columns],
-            truth_columns or positions(truth_keys, columns),
-            settings.k,
-        )
-    if width:
-        evaluation.gauges["columns", ()] = width
+        columns = classes.columns(truth) if truth.width else []
+        keys = column_keys(tuple(columns))
+        true = [keys[at] for at in one_hot(truth)] if columns else _labels(truth, classes)
+        predicted = _labels(prediction, classes, len(columns))
+        _count(evaluation, Counter(zip(true, predicted, strict=True)), settings, known)
+    if truth.width or prediction.width:
+        evaluation.gauges["columns", ()] = truth.width or prediction.width
     classes.fix(evaluation)
     return evaluation
 
 
-def argmax(flat: Sequence[float], width: int) -> list[int]:
+def _rows(
+    evaluation: Evaluation,
+    truth: Values,
+    prediction: Values,
+    classes: Classes,
+    settings: ModelSettings,
+    known: Known,
+) -> None:
+    """Count predictions that are rows, in terms of their columns."""
+    columns = classes.columns(prediction)
+    keys = column_keys(tuple(columns))
+    true = _true_columns(truth, classes, columns, keys)
+    probabilities = as_probabilities(prediction, settings)
+    best = argmax(prediction)
+    if len(true) >= VECTOR_ROWS:
+        from .rows import outcomes
+
+        places = outcomes(true, best, len(keys))
+    else:
+        places = Counter(zip(true, best, strict=True))
+    pairs = {(keys[at], keys[best]): n for (at, best), n in places.items()}
+    _count(evaluation, pairs, settings, known)
+    if probabilities is not None:
+        count_probabilities(evaluation.increment, probabilities, keys, true, settings.k)
+
+
+def _count(
+    evaluation: Evaluation,
+    pairs: dict[tuple[str, str], int],
+    settings: ModelSettings,
+    known: Known,
+) -> None:
+    counted_as = cap({key for pair in pairs for key in pair}, known, settings.max_classes)
+    count_outcomes(evaluation.increment, pairs, counted_as)
+
+
+@lru_cache(maxsize=1024)
+def column_keys(columns: tuple[int, ...]) -> tuple[str, ...]:
+    """The class keys of columns."""
+    return tuple(map(str, columns))
+
+
+def argmax(values: Values) -> Sequence[int]:
     """The column of each row's largest number; the lowest of equal ones."""
-    rows = len(flat) // width
-    if rows < 24:
-        return [
-            max(range(width), key=flat[start : start + width].__getitem__)
-            for start in range(0, len(flat), width)
-        ]
-    from .rows import matrix
-
-    best: list[int] = matrix(flat, width).argmax(axis=1).tolist()
-    return best
-
-
-def positions(keys: Sequence[str], columns: Sequence[int]) -> list[int]:
-    """The column in the event that holds each key's class."""
-    at = {str(column): position for position, column in enumerate(columns)}
-    return [at[key] for key in keys]
-
-
-def _truth(
-    truth: Values, classes: Classes, columns: list[int]
-) -> tuple[list[str], list[int] | None]:
-    """Class keys of the truths, and their columns where the rows themselves tell."""
-    if not truth.width:
-        return _labels(truth, classes, len(columns)), None
-    own = classes.columns(truth) if truth.names else columns
-    best = one_hot(truth)
-    keys = [str(own[column]) for column in best]
-    return keys, best if own == columns else None
-
-
-def _labels(values: Values, classes: Classes, width: int) -> list[str]:
-    for value in values.flat:
-        if type(value) is float and not value.is_integer() and (width or len(values) > 1):
-            raise Refused(values.field, f"{value!r} is no class label")
-    return classes.keys(values, width)
-
-
-def one_hot(values: Values) -> list[int]:
-    """The column of the one in each row. Raises Refused for rows that are no distributions."""
-    flat, width = values.flat, values.width
-    best = argmax(flat, width)
-    ones = flat.count(1) == len(best) and flat.count(0) == len(flat) - len(best)
-    if ones and all(flat[row * width + column] == 1 for row, column in enumerate(best)):
+    if len(values) >= VECTOR_ROWS:
+        best: Sequence[int] = values.matrix().argmax(axis=1)
         return best
-    for row in range(len(best)):
-        numbers = values.row(row)
-        if min(numbers) < 0 or abs(fsum(numbers) - 1) > TOLERANCE:
-            raise Refused(
-                values.field,
-                f"row {row} is not one-hot (several labels a row: FEEDBACK_TASK=multilabel)",
-            )
+    return [row.index(max(row)) for row in map(values.row, range(len(values)))]
+
+
+def _true_columns(
+    truth: Values, classes: Classes, columns: list[int], keys: Sequence[str]
+) -> Sequence[int]:
+    """The prediction's column in which each row's truth stands."""
+    if not truth.width:
+        if truth.doubles is not None and classes.are_columns(columns):
+            from .rows import as_columns
+
+            plain = as_columns(truth, len(columns))
+            if plain is not None:
+                return plain
+        at = {key: position for position, key in enumerate(keys)}
+        return [at[key] for key in _labels(truth, classes, len(columns))]
+    best = one_hot(truth)
+    own = classes.columns(truth) if truth.names else columns
+    return best if own == columns else [columns.index(own[column]) for column in best]
+
+
+def _labels(values: Values, classes: Classes, width: int = 0) -> list[str]:
+    """The class keys of (N,) labels beside rows of `width` columns, if any."""
+    return classes.keys(values, width, fractions=not width and len(values) == 1)
+
+
+def one_hot(values: Values) -> Sequence[int]:
+    """The column of the one in each row. Raises Refused for rows that are no distributions.
+
+    A row of probabilities stands for the class it makes most likely.
+    """
+    best = argmax(values)
+    bad = first_bad_row(values)
+    if bad is not None:
+        raise Refused(
+            values.field,
+            f"row {bad} is not one-hot (several labels a row: FEEDBACK_TASK=multilabel)",
+        )
     return best
 
 
-def _probabilities(prediction: Values, settings: ModelSettings) -> Sequence[float] | None:
-    """The rows as probabilities; None where they are one-hot labels or mere scores."""
-    flat: Sequence[Any] = prediction.flat
-    if prediction.whole() and flat.count(1) == len(prediction) == len(flat) - flat.count(0):
-        return None
-    bad = _first_bad_row(prediction)
+def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | None:
+    """The rows as probabilities; None where they are one-hot labels or mere scores.
+
+    Raises Refused, unless the settings have other rows normalised or taken as scores.
+    """
+    flat = prediction.flat
+    if set(prediction.row(0)) <= {0, 1} and flat.count(1) == len(prediction):
+        zeros = len(flat) - len(prediction)
+        if flat.count(0) == zeros and prediction.whole():
+            return None
+    bad = first_bad_row(prediction)
     if bad is None:
-        return flat
+        return prediction
     if settings.probabilities == "scores":
         return None
     numbers = prediction.row(bad)
-    if settings.probabilities == "normalise" and min(prediction.flat) >= 0:
+    if settings.probabilities == "normalise" and min(flat) >= 0:
         width = prediction.width
         sums = [fsum(prediction.row(row)) for row in range(len(prediction))]
         if min(sums) > 0:
-            return [number / sums[at // width] for at, number in enumerate(flat)]
+            scaled = [number / sums[at // width] for at, number in enumerate(flat)]
+            return Values(prediction.field, scaled, width, True, prediction.names)
     raise Refused(
         prediction.field,
         f"row {bad} is no row of probabilities (it sums to {fsum(numbers):.6g}, from "
@@ -128,17 +153,14 @@ def _probabilities(prediction: Values, settings: ModelSettings) -> Sequence[floa
     )
 
 
-def _first_bad_row(values: Values) -> int | None:
-    if len(values) >= 24:
-        import numpy as np
-
-        from .rows import matrix
-
-        rows = matrix(values.flat, values.width)
-        good = (abs(rows.sum(axis=1) - 1) <= TOLERANCE + 1e-9) & (rows >= 0).all(axis=1)
-        return None if good.all() else int(np.argmin(good))
+def first_bad_row(values: Values) -> int | None:
+    """The first row that is no distribution: a negative number, or a sum other than 1."""
+    if len(values) >= VECTOR_ROWS:
+        rows = values.matrix()
+        good = (abs(rows.sum(axis=1) - 1) <= TOLERANCE) & (rows.min(axis=1) >= 0)
+        return None if good.all() else int(good.argmin())
     for row in range(len(values)):
         numbers = values.row(row)
-        if min(numbers) < 0 or abs(fsum(numbers) - 1) > TOLERANCE + 1e-9:
+        if min(numbers) < 0 or abs(sum(numbers) - 1) > TOLERANCE:
             return row
     return None

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN
-from ..counters import NO_LABELS, Vector
+from ..counters import NO_LABELS, Labels, Packed
+from ..payload import Values
 
 Floats = NDArray[np.float64]
 _BINS = 2 * MAX_LOGIT_BIN + 1
-
-
-def matrix(flat: Sequence[Any], width: int) -> Floats:
-    """(N, K) float64 of N·K numbers; `array` reads a list several times faster than numpy."""
-    return np.frombuffer(array("d", flat), np.float64).reshape(-1, width)
+_DENSE = 1 << 16
+"""Counts that are kept as an array; a model of more columns has its cells sorted out at once."""
 
 
 def count_probability_rows(
-    vector: Vector, flat: Sequence[float], keys: Sequence[str], truth: Sequence[int], k: int
+    vector: dict[str, Any], rows: Floats, keys: Sequence[str], truth: Sequence[int], k: int
 ) -> None:
     """Add what N rows of K probabilities tell; see `classification.count_probabilities`."""
     from .classification import CLIP, columns_scored
 
-    rows = matrix(flat, len(keys))
     true = np.asarray(truth, np.intp)
     n, width = rows.shape
     p = rows[np.arange(n), true]
@@ -60,21 +57,50 @@ def count_probability_rows(
         codes = np.clip(np.rint(logits), -MAX_LOGIT_BIN, MAX_LOGIT_BIN).astype(np.int64)
         positive = true[:, None] == np.arange(first, width)
         codes += MAX_LOGIT_BIN + _BINS * np.arange(width - first)
-        cells, counts = np.unique(2 * codes + positive, return_counts=True)
-        vector["scores"] = {
-            (
-                keys[first + (cell >> 1) // _BINS],
-                str((cell >> 1) % _BINS - MAX_LOGIT_BIN),
-                _SIDE[cell & 1],
-            ): count
-            for cell, count in zip(cells.tolist(), counts.tolist(), strict=True)
-        }
+        places = (2 * codes + positive).ravel()
+        size = 2 * _BINS * (width - first)
+        if size <= _DENSE:
+            dense = np.bincount(places, minlength=size)
+            label = partial(_label, tuple(keys[first:]))
+            vector["scores"] = Packed(dense, ("scores", *keys), label)
+        else:
+            vector["scores"] = {
+                _label(keys[first:], place): number for place, number in _counted(places)
+            }
     if k:
         score = p[:, None]
         later = np.arange(width) > true[:, None]
         beaten = (rows > score).sum(axis=1) + ((rows == score) & later).sum(axis=1)
         vector["top_k_rows"] = {(str(k),): n}
         vector["top_k_hits"] = {(str(k),): int((beaten < k).sum())}
+
+
+def outcomes(true: Sequence[int], best: Sequence[int], width: int) -> dict[tuple[int, int], int]:
+    """(column of the truth, column predicted) -> rows."""
+    places = np.asarray(true, np.intp) * width + np.asarray(best, np.intp)
+    return {divmod(place, width): number for place, number in _counted(places)}
+
+
+def _counted(places: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Each distinct place, and how often it stands there."""
+    used, numbers = np.unique(places, return_counts=True)
+    return zip(used.tolist(), numbers.tolist(), strict=True)
+
+
+def as_columns(labels: Values, width: int) -> Sequence[int] | None:
+    """(N,) whole numbers as columns; None where one is none."""
+    numbers = labels.matrix()[:, 0]
+    columns = numbers.astype(np.intp)
+    if columns.min() < 0 or columns.max() >= width or (columns != numbers).any():
+        return None
+    plain: Sequence[int] = columns  # type: ignore[assignment]  # an array, read as a sequence
+    return plain
+
+
+def _label(keys: Sequence[str], place: int) -> Labels:
+    """(class, bin, positive) of a place in the array of counts."""
+    column, rest = divmod(place, 2 * _BINS)
+    return keys[column], str((rest >> 1) - MAX_LOGIT_BIN), _SIDE[rest & 1]
 
 
 _SIDE = ("0", "1")

@@ -1,0 +1,181 @@
+-- Adds one model's share of a batch: all of it, or nothing.
+--
+-- KEYS    1 meta  2 panes  3 constants  4 gauges  5 seen  6 changes (in a cluster: meta again)
+--         7 …     the hashes of the panes in ARGV[2], in its order
+-- ARGV    1       the digests taken for new, 16 bytes each
+--         2       JSON {
+--                   model, changes: true where KEYS[6] is to be rung,
+--                   epoch, sequence: what the caller knows of the model ('' and 0: nothing),
+--                   fresh: a random text, the epoch of a model that has none,
+--                   now, forget: epoch seconds as text; digests older than `forget` may go,
+--                   keep: seconds after which nobody needs `seen` any more,
+--                   constants: [name, JSON, …]  gauges: [key, time, value, …]
+--                   panes: [[name, seconds to live (0: for ever), [key, …], [number, …]], …] }
+-- returns {'ok', sequence, change, exact}   written; exact is 0 where an integer passed 64 bits
+--         {'known', 'i j …'}                nothing written: these digests (from 0) are not new
+--         {'differs'}                       nothing written: a constant has another value
+--         {'stale'}                         nothing written: the caller must load the model first
+--
+-- There is no rollback in a script, so every key is read, and so its type proven, and every sum
+-- made before the first write.
+
+local CHUNK = 4000  -- unpack() overflows at about 8000
+local EXACT = 2 ^ 53  -- from here on doubles skip integers
+local PANES = 6
+local a = cjson.decode(ARGV[2])
+
+if #ARGV[1] % 16 ~= 0 or #KEYS ~= PANES + #a.panes then
+  return redis.error_reply('ERR commit: KEYS and ARGV disagree')
+end
+
+local function is_float(text)
+  return string.find(text, '[.en]') ~= nil
+end
+
+-- The text of a float, which unlike an integer's has a point, an exponent or is inf or nan.
+local function float(number)
+  local text = string.format('%.17g', number)
+  return is_float(text) and text or text .. '.0'
+end
+
+-- The text of a sum; nil where it takes more than a double to add integers exactly.
+local function sum(old, new)
+  if not old then
+    return new
+  end
+  local x, y = tonumber(old), tonumber(new)
+  if is_float(old) or is_float(new) then
+    return float(x + y)
+  end
+  if math.abs(x) < EXACT and math.abs(y) < EXACT and math.abs(x + y) < EXACT then
+    return string.format('%.0f', x + y)
+  end
+end
+
+-- Calls a command with `list` in chunks; `stride` of its elements belong together.
+local function call(command, key, list, stride)
+  for first = 1, #list, CHUNK * stride do
+    redis.call(command, key, unpack(list, first, math.min(first + CHUNK * stride - 1, #list)))
+  end
+end
+
+-- 1. Is the caller up to date, and is all of it new?
+
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
+local epoch, sequence = meta[1] or '', tonumber(meta[2] or '0')
+if epoch ~= a.epoch or sequence < a.sequence then
+  return {'stale'}
+end
+
+local digests, known = {}, {}
+for at = 1, #ARGV[1], 16 do
+  digests[#digests + 1] = string.sub(ARGV[1], at, at + 15)
+end
+for first = 1, #digests, CHUNK do
+  local last = math.min(first + CHUNK - 1, #digests)
+  local times = redis.call('ZMSCORE', KEYS[5], unpack(digests, first, last))
+  for i = 1, last - first + 1 do
+    if times[i] then
+      known[#known + 1] = first + i - 2
+    end
+  end
+end
+if #known > 0 then
+  return {'known', table.concat(known, ' ')}
+end
+
+for i = 1, #a.constants, 2 do
+  local text = redis.call('HGET', KEYS[3], a.constants[i])
+  if text and text ~= a.constants[i + 1] then
+    return {'differs'}
+  end
+end
+
+-- 2. What will stand where?
+
+local gauges = {}
+for i = 1, #a.gauges, 3 do
+  local old = redis.call('HGET', KEYS[4], a.gauges[i])
+  if not old or tonumber(string.match(old, '^%S+')) <= tonumber(a.gauges[i + 1]) then
+    gauges[#gauges + 1] = a.gauges[i]
+    gauges[#gauges + 1] = a.gauges[i + 1] .. ' ' .. a.gauges[i + 2]
+  end
+end
+
+local sums, large = {}, {}
+for p, pane in ipairs(a.panes) do
+  local key, keys, numbers, row = KEYS[PANES + p], pane[3], pane[4], {}
+  for first = 1, #keys, CHUNK do
+    local last = math.min(first + CHUNK - 1, #keys)
+    local old = redis.call('HMGET', key, unpack(keys, first, last))
+    for i = first, last do
+      local text = sum(old[i - first + 1], numbers[i])
+      if text then
+        row[#row + 1] = keys[i]
+        row[#row + 1] = text
+      else
+        large[#large + 1] = {key, keys[i], numbers[i]}
+      end
+    end
+  end
+  sums[p] = row
+end
+
+local old_digests = redis.call('ZCOUNT', KEYS[5], '-inf', '(' .. a.forget)
+redis.call('ZCARD', KEYS[2])
+local change, born = 0, true
+if a.changes then
+  change = tonumber(redis.call('ZREVRANGE', KEYS[6], 0, 0, 'WITHSCORES')[2] or '0') + 1
+  born = redis.call('ZCOUNT', KEYS[6], 0, 0) > 0
+end
+
+-- 3. Write.
+
+local sequence_text = string.format('%.0f', sequence + 1)
+redis.call('HSET', KEYS[1], 'epoch', epoch == '' and a.fresh or epoch, 'sequence', sequence_text)
+
+if #digests > 0 then
+  local dated = {}
+  for i, digest in ipairs(digests) do
+    dated[2 * i - 1] = a.now
+    dated[2 * i] = digest
+  end
+  -- At most twice what was added: memory stays bounded, and no commit has much to remove.
+  old_digests = math.min(old_digests, 2 * #digests)
+  if old_digests > 0 then
+    redis.call('ZREMRANGEBYRANK', KEYS[5], 0, old_digests - 1)
+  end
+  call('ZADD', KEYS[5], dated, 2)
+  redis.call('EXPIRE', KEYS[5], a.keep)
+end
+
+local touched = {}
+for p, pane in ipairs(a.panes) do
+  call('HSET', KEYS[PANES + p], sums[p], 2)
+  if pane[2] > 0 then
+    redis.call('EXPIRE', KEYS[PANES + p], pane[2])
+  end
+  touched[2 * p - 1] = sequence_text
+  touched[2 * p] = pane[1]
+end
+call('ZADD', KEYS[2], touched, 2)
+call('HSET', KEYS[3], a.constants, 2)
+call('HSET', KEYS[4], gauges, 2)
+
+local exact = 1
+for _, cell in ipairs(large) do
+  local reply = redis.pcall('HINCRBY', cell[1], cell[2], cell[3])
+  if type(reply) == 'table' and reply.err then
+    local old = redis.call('HGET', cell[1], cell[2])
+    redis.call('HSET', cell[1], cell[2], float(tonumber(old) + tonumber(cell[3])))
+    exact = 0
+  end
+end
+
+if a.changes then
+  redis.call('ZADD', KEYS[6], string.format('%.0f', change), a.model)
+end
+if not born then
+  redis.call('ZADD', KEYS[6], 0, 'birth ' .. a.fresh)
+end
+return {'ok', sequence + 1, change, exact}
