@@ -76,7 +76,8 @@ class Counts:
 def averages(classes: Sequence[Counts], beta: float) -> dict[str, float | None]:
     """Precision, recall, F1, Jaccard (and F-beta) as macro, micro and weighted averages.
 
-    Over the classes where each is defined: scikit-learn with `zero_division=np.nan`.
+    Over the classes where each is defined: scikit-learn with `zero_division=np.nan`. A class of
+    which no row is says nothing, so `classes` should leave it out.
     """
     measures = {
         "precision": [each.precision() for each in classes],
@@ -132,7 +133,8 @@ def agreement(classes: Sequence[Counts], rows: int) -> dict[str, float | None]:
     """Accuracy, balanced accuracy, Matthews' correlation and Cohen's kappa.
 
     Exact integers up to the last division. Sources: scikit-learn; Gorodkin 2004 for more than two
-    classes. The correlation and kappa are undefined where truth or prediction has one class only.
+    classes. The correlation is undefined where truth or prediction has one class only, kappa where
+    both have but the same one.
     """
     hits = sum(each.hits for each in classes)
     chance = sum(each.support * each.predicted for each in classes)

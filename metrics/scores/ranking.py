@@ -7,7 +7,7 @@ pairs within a bin make the bounds. Source: Bouckaert 2006; statistics in docs/s
 
 from __future__ import annotations
 
-from math import log
+from math import log1p
 from typing import NamedTuple
 
 Histogram = dict[int, list[int]]
@@ -40,14 +40,16 @@ def roc_auc(histogram: Histogram) -> Bounded | None:
 def average_precision(histogram: Histogram) -> Bounded | None:
     """The average precision; undefined without positives. The exact one lies within the bounds.
 
-    Within a bin precision is highest when its positives come first, lowest when they come last.
+    Within a bin precision is highest when its positives come first, at one and the same score
+    (scikit-learn gives each of them the precision of the last), and lowest when they come last,
+    one by one.
     """
     low = high = 0.0
     true = false = 0
     for bin in sorted(histogram, reverse=True):
         n, p = histogram[bin]
         if p:
-            high += _precision_sum(true, p, false)
+            high += p * (true + p) / (true + p + false)
             low += _precision_sum(true, p, false + n)
         true += p
         false += n
@@ -89,10 +91,12 @@ def _harmonic_difference(start: int, end: int) -> float:
         return sum(1 / i for i in range(start + 1, end + 1))
     if start < 32:
         return _harmonic_difference(start, 32) + _harmonic_difference(32, end)
-    return _harmonic_tail(end) - _harmonic_tail(start)
+    # the logarithm of the quotient: that of two large numbers' logarithms cancels
+    logarithm = log1p((end - start) / start)
+    return logarithm - (end - start) / (2 * start * end) + _remainder(end) - _remainder(start)
 
 
-def _harmonic_tail(n: int) -> float:
-    """The n-th harmonic number less Euler's constant; relative error below 1e-15 from 32 on."""
+def _remainder(n: int) -> float:
+    """The n-th harmonic number less log(n), 1/2n and Euler's constant; from 32 on to 1e-14."""
     square = n * n
-    return log(n) + 1 / (2 * n) - 1 / (12 * square) + 1 / (120 * square * square)
+    return ((1 / 120 - 1 / 252 / square) / square - 1 / 12) / square

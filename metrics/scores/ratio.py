@@ -20,10 +20,16 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def weighted_mean(values: Iterable[float | None], weights: Iterable[float]) -> float | None:
-    """The mean of the defined `values` under their weights; None where these sum to 0."""
-    total = weight = 0.0
-    for value, each in zip(values, weights, strict=True):
-        if value is not None:
-            total += value * each
-            weight += each
-    return ratio(total, weight)
+    """The mean of the defined `values` under their weights; their mean where all weights are 0.
+
+    scikit-learn averages so with `zero_division=np.nan`.
+    """
+    defined = [
+        (value, weight)
+        for value, weight in zip(values, weights, strict=True)
+        if value is not None
+    ]
+    total = sum(weight for _, weight in defined)
+    if not total:
+        return mean(value for value, _ in defined)
+    return sum(value * weight for value, weight in defined) / total

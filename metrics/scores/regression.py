@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
+from sys import float_info
 
 from ..bins import error_of
 from ..counters import Labels, Number, Vector, value
 from ..evaluators.regression import ZERO
 from .ratio import ratio
 
+EPSILON = float_info.epsilon
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -35,12 +37,15 @@ class Output:
     def scores(self) -> dict[str, float | None]:
         """All scores of this output, None where undefined.
 
-        R² and explained variance are undefined for fewer than 2 rows and for a constant truth;
-        the percentage error leaves out rows whose truth is 0.
+        R² and explained variance are undefined for fewer than 2 rows and for a truth whose spread
+        cannot be told from the rounding of its sums, so for a constant one; the percentage error
+        leaves out rows whose truth is 0.
         """
         n = self.rows
         spread = self.offset_squared - self.offset**2 / n if n > 1 else 0.0
-        unexplained = self.squared - self.error**2 / n if n else 0.0
+        if spread <= 2 * n * EPSILON * self.offset_squared:
+            spread = 0.0
+        unexplained = max(0.0, self.squared - self.error**2 / n) if n else 0.0
         mean_squared = ratio(self.squared, n)
         return {
             "mean_absolute_error": ratio(self.absolute, n),
