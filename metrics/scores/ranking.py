@@ -7,8 +7,11 @@ pairs within a bin make the bounds. Source: Bouckaert 2006; statistics in docs/s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log1p
 from typing import NamedTuple
+
+from .ratio import mean, weighted_mean
 
 Histogram = dict[int, list[int]]
 """bin -> [negatives, positives]"""
@@ -20,6 +23,42 @@ class Bounded(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Ranked(NamedTuple):
+    """What the histogram of one class against the rest tells."""
+
+    positives: int
+    negatives: int
+    auc: Bounded | None
+    precision: Bounded | None
+    """Average precision."""
+
+
+def rank(histogram: Histogram) -> Ranked:
+    """All that is shown of `histogram`."""
+    return Ranked(
+        sum(positives for _, positives in histogram.values()),
+        sum(negatives for negatives, _ in histogram.values()),
+        roc_auc(histogram),
+        average_precision(histogram),
+    )
+
+
+def mirrored(histogram: Histogram) -> Histogram:
+    """The other class's histogram, where there are two: its scores are one less the given ones."""
+    return {-bin: [positives, negatives] for bin, (negatives, positives) in histogram.items()}
+
+
+def mean_bounded(
+    values: Sequence[Bounded], weights: Sequence[float] | None = None
+) -> Bounded | None:
+    """The mean of bounded scores, under weights if any; None where there is none."""
+    means = [
+        mean(part) if weights is None else weighted_mean(part, weights)
+        for part in zip(*values, strict=True)
+    ]
+    return Bounded(*(each for each in means if each is not None)) if means else None
 
 
 def roc_auc(histogram: Histogram) -> Bounded | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from sys import float_info
 
-from ..bins import error_of
+from ..bins import RELATIVE_ERROR, SMALLEST_ERROR, error_of
 from ..counters import Labels, Number, Vector, value
 from ..evaluators.regression import ZERO
 from .ratio import ratio
@@ -81,6 +81,11 @@ class Output:
             if rank < seen:
                 return error_of(bin)
         return error_of(ordered[-1][0]) if ordered else 0.0
+
+
+def error_bounds(error: float) -> tuple[float, float]:
+    """Certified bounds of an absolute error that was read from the buckets."""
+    return error / (1 + RELATIVE_ERROR), error / (1 - RELATIVE_ERROR) + SMALLEST_ERROR
 
 
 def outputs_of(vector: Vector) -> list[Output]:

@@ -15,9 +15,9 @@ from ..state import ModelState
 from ..windows import ALL_TIME, Pane, Window, panes_of
 from . import intervals as interval
 from .classification import Counts, agreement, averages, of_positive, pool
-from .ranking import Histogram, average_precision, roc_auc
-from .ratio import mean, ratio, weighted_mean
-from .regression import Output, outputs_of
+from .ranking import Bounded, Histogram, Ranked, mean_bounded, mirrored, rank
+from .ratio import mean, ratio
+from .regression import Output, error_bounds, outputs_of
 
 MAX_MATRIX = 50
 """Classes up to which a view holds the whole confusion matrix."""
@@ -120,14 +120,24 @@ class Scored:
 
     @cached_property
     def histograms(self) -> dict[str, Histogram]:
-        """Class name -> its histogram of scores; {} where none is kept."""
+        """Class name -> its histogram of scores; {} where none is kept.
+
+        Of two classes the positive one has it: the second, or the one that the settings name.
+        """
         if self.naming.columns > MAX_SCORED_CLASSES:
             return {}
         histograms: dict[str, Histogram] = {}
         for (key, bin, positive), number in self.vector.get("scores", {}).items():
             cells = histograms.setdefault(self.naming(key), {}).setdefault(int(bin), [0, 0])
             cells[positive == "1"] += int(number)
+        if self.task == "binary" and self.settings.positive == 0:
+            return {self.naming("0"): mirrored(each) for each in histograms.values()}
         return histograms
+
+    @cached_property
+    def ranked(self) -> dict[str, Ranked]:
+        """Class name -> what its histogram tells."""
+        return {name: rank(histogram) for name, histogram in self.histograms.items()}
 
     @cached_property
     def outputs(self) -> list[Output]:
@@ -157,8 +167,8 @@ def score_vector(vector: Vector, task: str, settings: ModelSettings, naming: Nam
 
 
 def _classification(scored: Scored, found: dict[str, float | None]) -> None:
-    classes, level = scored.classes, scored.settings.confidence
-    rows = classes[0].rows
+    classes, level = [each for each in scored.classes if each.seen], scored.settings.confidence
+    rows = scored.classes[0].rows
     hits = sum(each.hits for each in classes)
     found.update(agreement(classes, rows))
     found.update(averages(classes, scored.settings.beta))
@@ -210,40 +220,33 @@ def _probabilities(scored: Scored, found: dict[str, float | None]) -> None:
 
 
 def _ranking(scored: Scored, found: dict[str, float | None]) -> None:
-    """ROC AUC one-vs-rest and average precision, averaged over the classes with both kinds."""
-    names = [name for name in scored.histograms if _has_both(scored.histograms[name])]
-    if not names:
-        return
-    weights = [float(sum(p for _, p in scored.histograms[name].values())) for name in names]
-    aucs = [auc for name in names if (auc := roc_auc(scored.histograms[name]))]
-    precisions = [ap for name in names if (ap := average_precision(scored.histograms[name]))]
-    for score, values, means in (
-        ("roc_auc_ovr", aucs, None),
-        ("average_precision", precisions, None),
-        ("roc_auc_ovr_weighted", aucs, weights),
-    ):
-        if means is not None and scored.task == "binary":
-            continue
-        value_, low, high = (
-            mean(part) if means is None else weighted_mean(part, means)
-            for part in zip(*values, strict=True)
-        )
-        found[score] = value_
-        if low is not None and high is not None:
-            scored.bounds[score] = low, high
-    if len(names) == 1:
-        positives = int(weights[0])
-        negatives = sum(n for n, _ in scored.histograms[names[0]].values())
-        level = scored.settings.confidence
-        _keep_interval(
-            scored,
-            "roc_auc_ovr",
-            interval.auc_interval(aucs[0].value, positives, negatives, level),
-        )
+    """Means over the classes where each is defined, as scikit-learn's one-vs-rest."""
+    ranked = scored.ranked.values()
+    aucs = [(each.auc, each.positives) for each in ranked if each.auc]
+    precisions = [each.precision for each in ranked if each.precision]
+    _keep_bounded(scored, found, "average_precision", mean_bounded(precisions))
+    _keep_bounded(scored, found, "roc_auc_ovr", mean_bounded([auc for auc, _ in aucs]))
+    if scored.task != "binary":
+        weights = [positives for _, positives in aucs]
+        weighted = mean_bounded([auc for auc, _ in aucs], weights)
+        _keep_bounded(scored, found, "roc_auc_ovr_weighted", weighted)
+    if len(ranked) == 1:
+        (only,) = ranked
+        if only.auc:
+            level = scored.settings.confidence
+            _keep_interval(
+                scored,
+                "roc_auc_ovr",
+                interval.auc_interval(only.auc.value, only.positives, only.negatives, level),
+            )
 
 
-def _has_both(histogram: Histogram) -> bool:
-    return any(n for n, _ in histogram.values()) and any(p for _, p in histogram.values())
+def _keep_bounded(
+    scored: Scored, found: dict[str, float | None], name: str, bounded: Bounded | None
+) -> None:
+    if bounded:
+        found[name] = bounded.value
+        scored.bounds[name] = bounded.low, bounded.high
 
 
 def _regression(scored: Scored, found: dict[str, float | None]) -> None:
@@ -257,7 +260,7 @@ def _regression(scored: Scored, found: dict[str, float | None]) -> None:
         found[name] = None if None in values else mean(values)
     median = found["median_absolute_error"]
     if median is not None:
-        scored.bounds["median_absolute_error"] = median * 0.99, median * 1.01
+        scored.bounds["median_absolute_error"] = error_bounds(median)
     if len(outputs) > 1:
         return
     (only,) = outputs
@@ -385,11 +388,10 @@ def _class(scored: Scored, each: Counts) -> dict[str, Any]:
     if scored.settings.beta:
         measures["fbeta"] = each.fbeta(scored.settings.beta)
     view: dict[str, Any] = {"class": each.name, "support": each.support}
-    histogram = scored.histograms.get(each.name)
-    if histogram:
-        auc, precision = roc_auc(histogram), average_precision(histogram)
-        measures["roc_auc"] = auc.value if auc else None
-        measures["average_precision"] = precision.value if precision and auc else None
+    ranked = scored.ranked.get(each.name)
+    if ranked:
+        measures["roc_auc"] = ranked.auc.value if ranked.auc else None
+        measures["average_precision"] = ranked.precision.value if ranked.precision else None
     view.update((name, number) for name, number in measures.items() if number is not None)
     return view
 
