@@ -13,19 +13,6 @@ PROBABILITIES = ("refuse", "normalise", "scores")
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """A threshold on a score; crossing it emits an alert event."""
-
-    score: str
-    below: float | None = None
-    above: float | None = None
-    window: str = "all"
-    min_rows: int = 1
-    for_seconds: int = 0
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """One model's settings; `FEEDBACK_MODELS` overrides the process-wide ones, glob by glob."""
 
@@ -54,7 +41,6 @@ class ModelSettings:
     """Classes past these are counted as `__other__`."""
     confidence: float = 0.95
     """Level of the intervals."""
-    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.task not in TASKS and "." not in self.task:

@@ -24,8 +24,8 @@ from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from .errors import ConfigurationError
-from .model_settings import ModelSettings, Rule
-from .windows import duration, window
+from .model_settings import ModelSettings
+from .windows import window
 
 logger = logging.getLogger("metrics.models")
 
@@ -176,24 +176,7 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _rules(value: Any) -> tuple[Rule, ...]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of rules")
-    return tuple(map(_rule, value))
-
-
-def _rule(value: Any) -> Rule:
-    if not isinstance(value, dict) or not isinstance(value.get("score"), str):
-        raise ValueError("a rule is a mapping with score, and below or above")
-    unknown = value.keys() - _RULE_KEYS.keys()
-    if unknown:
-        raise ValueError(f"{sorted(unknown)[0]!r} is unknown in a rule")
-    if ("below" in value) == ("above" in value):
-        raise ValueError("a rule has either below or above")
-    return Rule(**{_RULE_KEYS[key][0]: _RULE_KEYS[key][1](each) for key, each in value.items()})
-
-
-_RULE_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("name", _string),
     "score": ("score", _string),
     "below": ("below", _number),
@@ -215,5 +198,4 @@ _KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "segments": ("segments", _strings),
     "max_classes": ("max_classes", _integer),
     "confidence": ("confidence", _number),
-    "rules": ("rules", _rules),
 }

@@ -44,12 +44,10 @@ import time as clock
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import sha1
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import orjson
 from redis import exceptions
@@ -58,11 +56,11 @@ from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool
 from redis.retry import Retry
 
-from .counters import Number, Vector, decode_key, encode_key, value
+from .counters import encode_key
 from .errors import ConfigurationError, ConstantsDiffer, StoreUnavailable, StoreUnusable
-from .state import Delta, Entry, Gauge, Mirror, State, total
+from .state import Delta, Entry, Mirror, State, total
 from .store import apply_rest, check_constants, split, with_created
-from .windows import ALL_TIME, PANES, Pane, expired
+from .windows import expired
 
 logger = logging.getLogger("metrics.store")
 
@@ -580,9 +578,7 @@ class RedisStore:
             try:
                 began = clock.monotonic()
                 self._seen = sum(
-                    self._link.exchange(
-                        [Call(key, ("ZCARD", key)) for key in self._every("seen")]
-                    )
+                    self._link.exchange([Call(key, ("ZCARD", key)) for key in self._every("seen")])
                 )
                 self._count_again = clock.monotonic() + 100 * (clock.monotonic() - began)
             except StoreUnavailable:
@@ -642,9 +638,7 @@ class RedisStore:
             known = self._mirror.constants(share.model)
             if any(entry.constants.keys() - known.keys() for entry in presupposed):
                 delta = total(presupposed)
-                claims.append(
-                    Share(share.model, delta=Delta(constants=delta.constants))
-                )
+                claims.append(Share(share.model, delta=Delta(constants=delta.constants)))
         todo = claims
         for _ in range(ATTEMPTS):
             if not todo:
@@ -782,7 +776,9 @@ class RedisStore:
                 [Call(CHANGES, ("ZRANGEBYSCORE", CHANGES, 0, "+inf", "WITHSCORES"))]
             )[0]
             self._change = 0
-        numbers = {row.decode(): int(number) for row, number in zip(rows[::2], rows[1::2], strict=True)}
+        numbers = {
+            row.decode(): int(number) for row, number in zip(rows[::2], rows[1::2], strict=True)
+        }
         changed = {model for model, number in numbers.items() if number > self._change}
         return changed, max(numbers.values(), default=0)
 

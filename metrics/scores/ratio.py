@@ -25,9 +25,7 @@ def weighted_mean(values: Iterable[float | None], weights: Iterable[float]) -> f
     scikit-learn averages so with `zero_division=np.nan`.
     """
     defined = [
-        (value, weight)
-        for value, weight in zip(values, weights, strict=True)
-        if value is not None
+        (value, weight) for value, weight in zip(values, weights, strict=True) if value is not None
     ]
     total = sum(weight for _, weight in defined)
     if not total:

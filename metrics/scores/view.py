@@ -14,7 +14,7 @@ from ..model_settings import ModelSettings
 from ..state import ModelState
 from ..windows import ALL_TIME, Pane, Window, panes_of
 from . import intervals as interval
-from .classification import Counts, agreement, averages, of_positive, pool
+from .classification import Counts, agreement, averages, of_positive
 from .ranking import Bounded, Histogram, Ranked, mean_bounded, mirrored, rank
 from .ratio import mean, ratio
 from .regression import Output, error_bounds, outputs_of
@@ -52,9 +52,9 @@ class Naming:
         except ValueError:
             return 2, 0, name
 
-    def known(self) -> Iterable[str]:
-        """The names of all columns ever seen."""
-        return (self(str(column)) for column in range(min(self.columns, MAX_CLASSES_SHOWN)))
+    def known(self, most: int) -> Iterable[str]:
+        """The names of the columns ever seen, of the first `most` of them."""
+        return (self(str(column)) for column in range(min(self.columns, most)))
 
 
 def naming(state: ModelState, settings: ModelSettings) -> Naming:
@@ -95,8 +95,9 @@ class Scored:
 
     @cached_property
     def classes(self) -> list[Counts]:
-        """Every known class against the rest, in order."""
-        counts: dict[str, list[int]] = {name: [0, 0, 0] for name in self.naming.known()}
+        """Every known class against the rest, in order; all labels of a multilabel model."""
+        most = self.settings.max_classes if self.task == "multilabel" else MAX_CLASSES_SHOWN
+        counts: dict[str, list[int]] = {name: [0, 0, 0] for name in self.naming.known(most)}
         families = ("true_positives", "false_negatives", "false_positives")
         for at, family in enumerate(families):
             for (key,), number in self.vector.get(family, {}).items():
@@ -172,12 +173,8 @@ def _classification(scored: Scored, found: dict[str, float | None]) -> None:
     hits = sum(each.hits for each in classes)
     found.update(agreement(classes, rows))
     found.update(averages(classes, scored.settings.beta))
-    for name in ("accuracy", "precision_micro", "recall_micro"):
+    for name in ("accuracy", "precision_micro", "recall_micro", "f1_micro"):  # all the same
         _keep(scored, name, hits, rows)
-    pooled = pool(classes)
-    _keep_interval(
-        scored, "f1_micro", interval.f1_interval(hits, pooled.misses + pooled.alarms, level)
-    )
     if scored.task != "binary":
         return
     name = scored.naming(str(scored.settings.positive))

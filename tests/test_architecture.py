@@ -1,0 +1,105 @@
+"""The house rules that a machine can hold: arrows point one way, documents agree with the code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from metrics.config import SETTINGS
+from metrics.models_file import _KEYS
+from metrics.scores.classification import averages
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "metrics"
+
+LAYERS = (
+    {"errors", "counters", "bins", "__init__"},
+    {"payload", "windows"},
+    {"model_settings", "state"},
+    {"evaluators"},
+    {"scores"},
+    {"store", "sqlite_store", "redis_store", "events", "server_stats"},
+    {"committer", "config", "models_file", "sink"},
+    {"app"},
+    {"exposition", "pages", "dashboard"},
+    {"host"},
+    {"server"},
+    {"cli", "__main__"},
+)
+PURE = set().union(*LAYERS[:5])
+IMPURE = {"time", "random", "os", "secrets", "uuid", "socket", "threading", "asyncio", "sqlite3"}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, wherever in it."""
+    package = ["metrics", *path.relative_to(PACKAGE).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
+def test_imports_point_one_way(path: Path) -> None:
+    """A room uses rooms of its own layer or of those below, and the core is pure."""
+    layer = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+    room = _room(path)
+    assert room in layer, f"{room} has no place in LAYERS"
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "metrics" and len(parts) > 1 and parts[1] in layer:
+            allowed = layer[parts[1]] <= layer[room] or _only_types(path, parts[1])
+            assert allowed, f"{room} must not use {parts[1]}"
+        if room in PURE:
+            assert parts[0] not in IMPURE, f"{room} is pure: no {parts[0]}"
+
+
+def _only_types(path: Path, room: str) -> bool:
+    """Whether a file imports a room for its annotations only."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == room:
+            return False
+    source = path.read_text()
+    guarded = source.partition("if TYPE_CHECKING:")[2].partition("\n\n")[0]
+    return f"from .{room} " in guarded
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    """The table of settings in the README is the table in the code."""
+    readme = (ROOT / "README.md").read_text()
+    for setting in SETTINGS:
+        default = f"`{setting.default}`" if setting.default else "–"
+        row = f"| `{setting.variable}` | `--{setting.flag}` | {default} |"
+        assert row in readme, setting.variable
+
+
+def test_the_readme_names_every_key_of_the_models_file() -> None:
+    """What FEEDBACK_MODELS may say stands in the README."""
+    readme = (ROOT / "README.md").read_text()
+    assert [key for key in _KEYS if f"`{key}`" not in readme] == []
+
+
+def test_the_readme_names_every_average() -> None:
+    """Every averaged measure stands in the README's table of scores."""
+    readme = (ROOT / "README.md").read_text()
+    measures = {name.rpartition("_")[0] for name in averages([], 1.0)}
+    assert [name for name in measures if f"`{name}`" not in readme] == []
+
+
+def test_documents_name_rooms_that_exist() -> None:
+    """ARCHITECTURE.md has a row for every module, and none that is gone."""
+    architecture = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {_room(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+    for room in rooms:
+        assert f"`{room}`" in architecture or f"`{room}/`" in architecture, room
