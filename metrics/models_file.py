@@ -177,16 +177,6 @@ def _integer(value: Any) -> int:
 
 
 _KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "name": ("name", _string),
-    "score": ("score", _string),
-    "below": ("below", _number),
-    "above": ("above", _number),
-    "window": ("window", _string),
-    "min_rows": ("min_rows", _integer),
-    "for": ("for_seconds", lambda value: duration(str(value)) if value else 0),
-}
-
-_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "task": ("task", _string),
     "classes": ("classes", _strings),
     "positive_class": ("positive_class", _string),
