@@ -27,6 +27,7 @@ from .config import Settings
 from .counters import OTHER, Increment, merge
 from .errors import FeedbackMetricsError, Overloaded, Refused, TooLarge, Unavailable, status_of
 from .evaluators import Evaluation, Known, evaluate
+from .evaluators.user_metrics import load_class
 from .events import (
     BATCH,
     Event,
@@ -102,6 +103,8 @@ class App:
     ) -> None:
         self.settings = settings
         self.store = store
+        if "." in settings.task:
+            load_class(settings.task)
         self.models = ModelsFile(settings.models_file, settings.model_settings())
         self.stats = stats or ServerStats()
         self.now = now

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -62,6 +62,17 @@ class FeedbackCollector(Collector):
             _add_model(families, self._app, model, state, now)
         _add_server(families, self._app)
         yield from families
+
+
+class _Part(Collector):
+    """Families that are encoded by themselves."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """The families."""
+        return self._families
 
 
 class _Families:
@@ -309,7 +320,6 @@ def _add_ancestors(
             "false_positive": [({}, value(vector, "false_positives", positive))],
             "false_negative": [({}, value(vector, "false_negatives", positive))],
         }
-        rule = "binary: right and wrong rows by truth"
     else:
         keys = sorted(
             {
@@ -328,13 +338,12 @@ def _add_ancestors(
                 ("false_negative", "false_negatives"),
             )
         }
-        rule = "a right row adds to true positive and true negative of its class"
-    ours = "right for every class: feedback_true_positives_total and its kin"
     for name, samples in cells.items():
         for more, number in samples:
             families.counter(
                 f"seldon_metric_{name}",
-                f"Seldon's rule ({rule}); {ours}.",
+                "Seldon's counting rule: a right row of several classes adds to true positive and "
+                "true negative of its class. Right for every class: feedback_true_positives_total.",
                 {**more, **labels},
                 number,
                 created,
@@ -395,8 +404,62 @@ def _add_server(families: _Families, app: App) -> None:
 
 
 def render(app: App, accept: str) -> tuple[bytes, str]:
-    """The exposition and its content type: Prometheus text, or OpenMetrics where accepted."""
-    encoder, content_type = choose_encoder(accept)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(FeedbackCollector(app, created="openmetrics" in content_type))
-    return encoder(registry), content_type
+    """The exposition and its content type: Prometheus text, or OpenMetrics where accepted.
+
+    The same text as client_python makes of `FeedbackCollector`. Each model is encoded by itself
+    and kept until it changes, so that a scrape costs what has changed and not what there is.
+    """
+    encode, content_type = choose_encoder(accept)
+    created = "openmetrics" in content_type
+    now = app.now()
+    known = _encoded.setdefault(app, {}).setdefault(content_type, {})
+    blocks: dict[bytes, list[bytes]] = {}  # HELP and TYPE of a family -> samples
+    states = app.read().models
+    for gone in known.keys() - states.keys():
+        del known[gone]
+    for model, state in sorted(states.items()):
+        settings = app.models.of(model)
+        panes = tuple(int(now // window.width) for window in settings.windows)
+        entry = known.get(model)
+        if entry is None or entry[0] is not state or entry[1:3] != (settings, panes):
+            families = _Families(created)
+            _add_model(families, app, model, state, now)
+            entry = known[model] = (state, settings, panes, _blocks(encode(_Part(families))))
+        _append(blocks, entry[3])
+    families = _Families(created)
+    _add_server(families, app)
+    _append(blocks, _blocks(encode(_Part(families))))
+    parts = [part for head, bodies in blocks.items() for part in (head, *bodies)]
+    if created:
+        parts.append(b"# EOF\n")
+    return b"".join(parts), content_type
+
+
+_Blocks = list[tuple[bytes, bytes]]
+_encoded: WeakKeyDictionary[
+    App, dict[str, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], _Blocks]]]
+] = WeakKeyDictionary()
+
+
+def _blocks(text: bytes) -> _Blocks:
+    """The families of an exposition: each one's HELP and TYPE lines, and its samples."""
+    found = []
+    for block in text.removesuffix(b"# EOF\n").split(b"# HELP ")[1:]:
+        help, kind, samples = block.split(b"\n", 2)
+        found.append((b"# HELP " + help + b"\n" + kind + b"\n", samples))
+    return found
+
+
+def _append(blocks: dict[bytes, list[bytes]], more: _Blocks) -> None:
+    """Add samples to their families; those of a family that has another type already are left out."""
+    for head, samples in more:
+        same = blocks.get(head)
+        if same is not None:
+            same.append(samples)
+        elif not any(_name(head) == _name(other) for other in blocks):
+            blocks[head] = [samples]
+
+
+def _name(head: bytes) -> bytes:
+    """The family's name in `# HELP name …`."""
+    return head.split(b" ", 3)[2]
