@@ -54,6 +54,10 @@ logger = logging.getLogger("metrics.app")
 UNKNOWN = "unknown/unknown/unknown/unknown"
 """Stands for the model of refused events that name none that is known."""
 
+MAX_DETAIL = 160
+"""Characters of a problem's reason. With its quotes and non-ASCII the body stays below 768 bytes,
+past which base64 overruns the 1024 bytes that eventing's dispatcher has for it."""
+
 MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
 
@@ -418,7 +422,7 @@ def problem(error: BaseException) -> Response:
         logger.error("unforeseen", exc_info=error)
         detail = "internal error; the log has more"
     else:
-        detail = one_line(str(error), 900)
+        detail = one_line(str(error), MAX_DETAIL)
     body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status}
     body["detail"] = detail
     if isinstance(error, Refused) and error.field:

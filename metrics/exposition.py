@@ -451,7 +451,7 @@ def _blocks(text: bytes) -> _Blocks:
 
 
 def _append(blocks: dict[bytes, list[bytes]], more: _Blocks) -> None:
-    """Add samples to their families; those of a family that has another type already are left out."""
+    """Add samples to their families; a family that has another type already stays as it is."""
     for head, samples in more:
         same = blocks.get(head)
         if same is not None:

@@ -1,20 +1,32 @@
 """The store in a SQLite file (standard library): the default, for a laptop and for a volume.
 
+A commit appends: one row of the log holds its digests and its summed increment. Once a second, and
+before the log grows long, it is folded into the tables of counters and digests. What is known is
+always the tables plus the log since the last fold, so a commit costs one row however many panes
+it counts in, and no writer ever overwrites what another added.
+
 Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
 
-    meta(name, value)                    sequence: number of commits; epoch: a random number,
-                                         new whenever rows were taken away other than by age
-    panes(id, model, width, start, segment, version)
-                                         a vector's home; version: the last commit to touch it
+    meta(epoch, folded, pruned, seen)    one row. epoch: a random number, new whenever something
+                                         was taken away other than by age; folded: the last commit
+                                         that is in the tables; pruned: the last that is no more
+                                         in the log; seen: digests in the table
+    log(sequence, time, digests, delta)  one row a commit: its number; epoch seconds; 16 bytes for
+                                         each (source, id); JSON:
+                                         {"counters": [[model, [[width, start, segment], …],
+                                                        {key: number}], …],
+                                          "gauges": {model: {key: [number, time]}},
+                                          "constants": {model: {name: value}}}
+    panes(id, model, width, start, segment)
     counters(pane, key, value)           key: JSON [family, labels…]; integers stay integers
     gauges(pane, key, value, time)       last write wins; at the pane of all time
     constants(pane, name, value)         first writer wins; JSON; at the pane of all time
-    seen(digest, time)                   16 bytes for (source, id); seconds since the epoch
+    seen(digest, time)                   digests of folded commits
 
-A commit is one `BEGIN IMMEDIATE` transaction: catch up with other writers, remember the digests,
-add, count the commit. Adding is `value = value + excluded.value`, so no writer overwrites
-another, and the sums it RETURNs are what the mirror takes: memory and file are equal to the bit.
-Readers ask `PRAGMA data_version`, and load the panes whose version is younger than theirs.
+Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
+know. All processes so add the same numbers in the same order, and the fold writes the sums they
+all have: memory and file are equal to the bit. Readers ask `PRAGMA data_version`. Rows stay in the
+log for RETAIN_SECONDS after their fold; who looks less often than that reads the tables anew.
 
 The journal is a write-ahead log on a local or block file system, and a rollback journal on a
 network file system, where processes cannot share the log's memory; `?journal=` decides otherwise.
@@ -29,11 +41,12 @@ import threading
 import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from .counters import NO_LABELS, Vector, decode_key, encode_key
+from .counters import Labels, Vector, decode_key, encode_key
 from .errors import StoreUnavailable, StoreUnusable
 from .state import Delta, Entry, Gauge, Mirror, State, total
 from .store import apply_rest, check_constants, split, with_created
@@ -45,15 +58,20 @@ BUSY_SECONDS = 5.0
 """How long a commit waits for another process's transaction before it answers 503."""
 CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other processes' commits."""
+RETAIN_SECONDS = 5
+"""How long a folded commit stays in the log for others to read."""
+MAX_LOG = 2000
+"""Commits after which the log is folded even if nobody keeps house."""
 SWEEPS = 8
 """Passes of the purge over all digests within one time to live."""
 
 _SCHEMA = f"""
-CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE meta(epoch INTEGER NOT NULL, folded INTEGER NOT NULL, pruned INTEGER NOT NULL,
+  seen INTEGER NOT NULL);
+CREATE TABLE log(sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, digests BLOB NOT NULL,
+  delta TEXT NOT NULL);
 CREATE TABLE panes(id INTEGER PRIMARY KEY, model TEXT NOT NULL, width INTEGER NOT NULL,
-  start INTEGER NOT NULL, segment TEXT NOT NULL, version INTEGER NOT NULL,
-  UNIQUE(model, width, start, segment));
-CREATE INDEX panes_by_version ON panes(version);
+  start INTEGER NOT NULL, segment TEXT NOT NULL, UNIQUE(model, width, start, segment));
 CREATE TABLE counters(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
 CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, time REAL NOT NULL,
@@ -65,49 +83,48 @@ PRAGMA user_version = {VERSION};
 PRAGMA application_id = {APPLICATION_ID};
 """
 
-_REMEMBER = """
-INSERT INTO seen(digest, time) SELECT substr(?1, 16 * value + 1, 16), ?2 FROM json_each(?3)
-WHERE true ON CONFLICT DO NOTHING RETURNING digest"""
+_META = """
+SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM log), folded) FROM meta"""
 
-_TOUCH = """
-UPDATE panes SET version = ?1 WHERE id IN (SELECT value FROM json_each(?2)) RETURNING id"""
+_SEEN = """
+SELECT digest FROM seen
+WHERE digest IN (SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2))"""
 
-_ADD = """
-INSERT INTO counters(pane, key, value)
-SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE true
-ON CONFLICT DO UPDATE SET value = value + excluded.value RETURNING pane, key, value"""
+_REMEMBER = "INSERT OR IGNORE INTO seen(digest, time) VALUES (?, ?)"
 
-_ADD_OLD_JSON = _ADD.replace("value ->> 0", "json_extract(value, '$[0]')").replace(
-    "value ->> 1, value ->> 2", "json_extract(value, '$[1]'), json_extract(value, '$[2]')"
-)
+_SET = """
+INSERT INTO counters(pane, key, value) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET value = excluded.value"""
 
-_GAUGE = """
+_SET_GAUGE = """
 INSERT INTO gauges(pane, key, value, time) VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET value = excluded.value, time = excluded.time
-WHERE excluded.time >= time"""
+ON CONFLICT DO UPDATE SET value = excluded.value, time = excluded.time"""
+
+_SET_CONSTANT = "INSERT OR IGNORE INTO constants(pane, name, value) VALUES (?, ?, ?)"
 
 
 class SQLiteStore:
     """Counters in a file; several processes may hold it open and commit at once."""
 
     def __init__(self, path: str, dedup_ttl: int, journal: str = "auto") -> None:
-        if sqlite3.sqlite_version_info < (3, 35):
-            raise StoreUnusable(f"SQLite 3.35 or newer is needed, not {sqlite3.sqlite_version}")
+        if sqlite3.sqlite_version_info < (3, 24):
+            raise StoreUnusable(f"SQLite 3.24 or newer is needed, not {sqlite3.sqlite_version}")
         self._path = path
         self._ttl = dedup_ttl
         self._journal = journal
         self._lock = threading.Lock()
         self._mirror_lock = threading.Lock()
         self._mirror = Mirror()
+        self._recent: dict[bytes, int] = {}  # digests that may not be in the table yet -> commit
         self._ids: dict[tuple[str, Pane], int] = {}
-        self._homes: dict[int, tuple[str, Pane]] = {}
-        self._epoch: Any = None
+        self._epoch = -1
+        self._folded = 0
+        self._seen = 0
         self._data_version = -1
         self._looked = 0.0
-        self._swept = -1.0
+        self._swept = 0.0
         self._connection: sqlite3.Connection | None = None
         self._served = False
-        self._add = _ADD if sqlite3.sqlite_version_info >= (3, 38) else _ADD_OLD_JSON
         try:
             with self._lock, self._guard():
                 self._open()
@@ -123,20 +140,23 @@ class SQLiteStore:
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
             self._catch_up(connection)
-            fresh = self._remember(connection, batch, now)
+            fresh = self._unknown(connection, batch)
             new, duplicates, verdicts = split(batch, fresh)
             delta = total(new, duplicates)
             check_constants(self._mirror, delta)
             with_created(self._mirror, delta, now)
             sequence = self._mirror.sequence + 1
-            ids = self._touch(connection, delta, sequence)
-            sums = self._add_counters(connection, delta, ids)
-            self._set_rest(connection, delta, ids)
-            connection.execute("UPDATE meta SET value = ? WHERE name = 'sequence'", (sequence,))
+            digests = b"".join(entry.digest for entry in new)
+            connection.execute(
+                "INSERT INTO log VALUES (?, ?, ?, ?)",
+                (sequence, int(now), digests, _encode(delta)),
+            )
             connection.execute("COMMIT")
             with self._mirror_lock:
-                self._apply(delta, sums, ids, sequence)
+                self._apply(sequence, digests, delta)
             self._looked = clock.monotonic()
+            if sequence - self._folded >= MAX_LOG:
+                self._fold(connection, now)
             return verdicts
 
     def read(self) -> State:
@@ -158,7 +178,7 @@ class SQLiteStore:
             return self._mirror.read()
 
     def housekeep(self, now: float) -> None:
-        """Forget expired panes, and the digests past their time in one small stretch of all.
+        """Fold the log, and forget expired panes and, in a small stretch, digests past their time.
 
         The stretch follows the clock over the space of digests, so that within an eighth of the
         time to live every digest was looked at, and no step is large.
@@ -166,155 +186,86 @@ class SQLiteStore:
         with self._lock, self._guard():
             connection = self._open()
             begin, end = self._stretch(now)
+            self._fold(connection, now)
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(
+            purged = connection.execute(
                 "DELETE FROM seen WHERE digest >= ? AND digest < ? AND time < ?",
                 (begin, end, int(now - self._ttl)),
-            )
+            ).rowcount
             old = connection.execute(
                 f"SELECT id FROM panes WHERE width > 0 AND (start + {PANES + 2}) * width <= ? "
                 "LIMIT 500",
                 (now,),
             ).fetchall()
+            if purged:
+                connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
             for table, column in (("counters", "pane"), ("panes", "id")):
                 connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", old)
             connection.execute("COMMIT")
-            for (id,) in old:
-                home = self._homes.pop(id, None)
-                if home:
-                    self._ids.pop(home, None)
+            self._seen -= purged
             with self._mirror_lock:
                 self._mirror.expire(now)
 
     def seen(self) -> int:
-        """How many digests are remembered."""
-        if not self._lock.acquire(False):
-            return self._seen
-        try:
-            with self._guard():
-                (self._seen,) = self._open().execute("SELECT count(*) FROM seen").fetchone()
-        except StoreUnavailable:
-            pass
-        finally:
-            self._lock.release()
-        return self._seen
-
-    _seen = 0
+        """How many digests are remembered, as far as this process knows."""
+        return self._seen + len(self._recent)
 
     def reset(self, model: str) -> bool:
         """Forget all of one model but its digests; other processes notice by the epoch."""
         with self._lock, self._guard():
             connection = self._open()
+            self._fold(connection, clock.time())
             connection.execute("BEGIN IMMEDIATE")
+            self._catch_up(connection)
+            self._fold_rows(connection, clock.time())
             ids = connection.execute("SELECT id FROM panes WHERE model = ?", (model,)).fetchall()
             for table in ("counters", "gauges", "constants"):
                 connection.executemany(f"DELETE FROM {table} WHERE pane = ?", ids)
             connection.execute("DELETE FROM panes WHERE model = ?", (model,))
-            _set_epoch(connection)
-            connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'sequence'")
+            connection.execute("UPDATE meta SET epoch = ?", (random.getrandbits(62),))
             connection.execute("COMMIT")
+            self._data_version = -1  # SQLite does not tell a connection of its own commits
             self._look(connection)
             return bool(ids)
 
     def close(self) -> None:
-        """Close the file; the last process to do so folds the log into it."""
+        """Fold the log and close the file; the last process to do so folds the journal, too."""
         with self._lock:
+            if self._connection is None:
+                return
+            try:
+                with self._guard():
+                    self._fold(self._connection, clock.time())
+            except StoreUnavailable:
+                pass  # the log is as durable as the tables
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
     # --- one commit --------------------------------------------------------------------------
 
-    def _remember(
-        self, connection: sqlite3.Connection, batch: Sequence[Entry], now: float
-    ) -> set[bytes]:
-        """Remember the digests of `batch`; returns those that were new."""
-        digests = b"".join(entry.digest for entry in batch)
-        places = orjson.dumps(list(range(len(digests) // 16))).decode()
-        rows = connection.execute(_REMEMBER, (digests, int(now), places)).fetchall()
-        return {digest for (digest,) in rows}
+    def _unknown(self, connection: sqlite3.Connection, batch: Sequence[Entry]) -> set[bytes]:
+        """The digests of `batch` that are in no commit yet."""
+        digests = {entry.digest for entry in batch if entry.digest}
+        unknown = digests - self._recent.keys()
+        places = orjson.dumps(list(range(len(unknown)))).decode()
+        rows = connection.execute(_SEEN, (b"".join(unknown), places)).fetchall()
+        return unknown.difference(digest for (digest,) in rows)
 
-    def _touch(
-        self, connection: sqlite3.Connection, delta: Delta, sequence: int
-    ) -> dict[tuple[str, Pane], int]:
-        """Date the panes of `delta` with this commit, making those that are new; their ids."""
-        homes = set(delta.counters)
-        homes.update((model, ALL_TIME) for model in (*delta.gauges, *delta.constants))
-        ids = {home: self._ids[home] for home in homes if home in self._ids}
-        if ids:
-            touched = connection.execute(
-                _TOUCH, (sequence, orjson.dumps(list(ids.values())).decode())
-            ).fetchall()
-            if len(touched) < len(ids):  # another process let a pane expire
-                alive = {id for (id,) in touched}
-                ids = {home: id for home, id in ids.items() if id in alive}
-        for model, pane in homes - ids.keys():
-            cursor = connection.execute(
-                "INSERT INTO panes(model, width, start, segment, version) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET version = excluded.version RETURNING id",
-                (model, pane.width, pane.index, pane.segment, sequence),
-            )
-            ((ids[model, pane],),) = cursor.fetchall()
-        return ids
-
-    def _add_counters(
-        self, connection: sqlite3.Connection, delta: Delta, ids: dict[tuple[str, Pane], int]
-    ) -> list[tuple[int, str, Any]]:
-        """Add the vectors of `delta`; returns the rows as they are now."""
-        rows = [
-            (ids[home], encode_key(family, labels), value)
-            for home, vector in delta.counters.items()
-            for family, cells in vector.items()
-            for labels, value in cells.items()
-        ]
-        if not rows:
-            return []
-        return connection.execute(self._add, (orjson.dumps(rows).decode(),)).fetchall()
-
-    def _set_rest(
-        self, connection: sqlite3.Connection, delta: Delta, ids: dict[tuple[str, Pane], int]
-    ) -> None:
-        for model, gauges in delta.gauges.items():
-            pane = ids[model, ALL_TIME]
-            connection.executemany(
-                _GAUGE,
-                [
-                    (pane, encode_key(family, labels), gauge.value, gauge.time)
-                    for (family, labels), gauge in gauges.items()
-                ],
-            )
-        for model, constants in delta.constants.items():
-            known = self._mirror.constants(model)
-            fresh = [
-                (ids[model, ALL_TIME], name, orjson.dumps(value).decode())
-                for name, value in constants.items()
-                if name not in known
-            ]
-            if fresh:
-                connection.executemany("INSERT INTO constants VALUES (?, ?, ?)", fresh)
-
-    def _apply(
-        self,
-        delta: Delta,
-        sums: list[tuple[int, str, Any]],
-        ids: dict[tuple[str, Pane], int],
-        sequence: int,
-    ) -> None:
-        """Take what was committed into the mirror."""
-        for home, id in ids.items():
-            self._ids[home] = id
-            self._homes[id] = home
-        for id, key, value in sums:
-            model, pane = self._homes[id]
-            family, labels = _decode(key)
-            self._mirror.set(model, pane, family, labels, value)
+    def _apply(self, sequence: int, digests: bytes, delta: Delta) -> None:
+        """Take one commit into the mirror; in every process in the order of the log."""
+        for (model, panes), vector in delta.groups.items():
+            for pane in panes:
+                self._mirror.add(model, pane, vector)
         apply_rest(self._mirror, delta)
+        for at in range(0, len(digests), 16):
+            self._recent[digests[at : at + 16]] = sequence
         self._mirror.sequence = sequence
 
     # --- catching up -------------------------------------------------------------------------
 
     def _look(self, connection: sqlite3.Connection) -> None:
-        """Load what other processes committed, if SQLite says that any did."""
+        """Take in what other processes committed, if SQLite says that any did."""
         (version,) = connection.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
             connection.execute("BEGIN")
@@ -324,44 +275,147 @@ class SQLiteStore:
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
         """Make the mirror equal the file, within the transaction that is open."""
-        meta = dict(connection.execute("SELECT name, value FROM meta"))
+        epoch, folded, pruned, seen, sequence = connection.execute(_META).fetchone()
+        if epoch == self._epoch and sequence == self._mirror.sequence and folded == self._folded:
+            return
         with self._mirror_lock:
-            if meta["epoch"] != self._epoch or meta["sequence"] < self._mirror.sequence:
-                self._mirror.clear()
-                self._mirror.sequence = -1
-                self._ids.clear()
-                self._homes.clear()
-                self._epoch = meta["epoch"]
-            if meta["sequence"] == self._mirror.sequence:
-                return
-            self._load(connection, self._mirror.sequence)
-            self._mirror.sequence = meta["sequence"]
+            if epoch != self._epoch or not pruned <= self._mirror.sequence <= sequence:
+                self._load(connection)
+                self._epoch, self._mirror.sequence = epoch, folded
+            elif folded != self._folded:
+                self._recent = {
+                    digest: commit for digest, commit in self._recent.items() if commit > folded
+                }
+            self._folded, self._seen = folded, seen
+            for row in connection.execute(
+                "SELECT sequence, digests, delta FROM log WHERE sequence > ? ORDER BY sequence",
+                (self._mirror.sequence,),
+            ):
+                self._apply(row[0], row[1], _decode(row[2]))
 
-    def _load(self, connection: sqlite3.Connection, since: int) -> None:
-        """Load the panes that a commit younger than `since` touched."""
-        which = "pane IN (SELECT id FROM panes WHERE version > ?)"
+    def _load(self, connection: sqlite3.Connection) -> None:
+        """Forget everything and take the tables, which are as of the last fold."""
+        self._mirror.clear()
+        self._recent.clear()
+        self._ids.clear()
+        homes: dict[int, tuple[str, Pane]] = {}
         vectors: dict[int, Vector] = {}
-        for id, model, width, start, segment in connection.execute(
-            "SELECT id, model, width, start, segment FROM panes WHERE version > ?", (since,)
+        for id, model, *pane in connection.execute(
+            "SELECT id, model, width, start, segment FROM panes"
         ):
-            home = (model, Pane(width, start, segment))
-            self._ids[home], self._homes[id] = id, home
+            homes[id] = (model, Pane(*pane))
             vectors[id] = {}
-        for id, key, value in connection.execute(
-            f"SELECT pane, key, value FROM counters WHERE {which}", (since,)
-        ):
-            family, labels = _decode(key)
-            vectors[id].setdefault(family, {})[labels] = value
+        for id, key, number in connection.execute("SELECT pane, key, value FROM counters"):
+            family, labels = _known_key(key)
+            vectors[id].setdefault(family, {})[labels] = number
         for id, vector in vectors.items():
-            self._mirror.replace_pane(*self._homes[id], vector)
-        for id, key, value, time in connection.execute(
-            f"SELECT pane, key, value, time FROM gauges WHERE {which}", (since,)
-        ):
-            self._mirror.set_gauge(self._homes[id][0], _decode(key), Gauge(value, time))
-        for id, name, value in connection.execute(
-            f"SELECT pane, name, value FROM constants WHERE {which}", (since,)
-        ):
-            self._mirror.set_constants(self._homes[id][0], {name: orjson.loads(value)})
+            self._ids[homes[id]] = id
+            self._mirror.replace_pane(*homes[id], vector)
+        for id, key, number, time in connection.execute("SELECT * FROM gauges"):
+            self._mirror.set_gauge(homes[id][0], _known_key(key), Gauge(number, time))
+        for id, name, text in connection.execute("SELECT * FROM constants"):
+            self._mirror.set_constants(homes[id][0], {name: orjson.loads(text)})
+
+    # --- the fold ----------------------------------------------------------------------------
+
+    def _fold(self, connection: sqlite3.Connection, now: float) -> None:
+        """Bring the log into the tables, in a transaction of its own; nothing where it is short."""
+        if self._mirror.sequence == self._folded:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        self._catch_up(connection)
+        self._fold_rows(connection, now)
+        connection.execute("COMMIT")
+        self._folded = self._mirror.sequence
+        self._recent.clear()
+        (self._seen,) = connection.execute("SELECT seen FROM meta").fetchone()
+
+    def _fold_rows(self, connection: sqlite3.Connection, now: float) -> None:
+        """Write the sums that the log's rows touched, and their digests; prune the log."""
+        touched: dict[tuple[str, Pane], dict[str, set[Any]]] = {}
+        merged = Delta()
+        remembered = 0
+        for digests, text, time in connection.execute(
+            "SELECT digests, delta, time FROM log WHERE sequence > ?", (self._folded,)
+        ).fetchall():
+            delta = _decode(text)
+            for (model, panes), vector in delta.groups.items():
+                for pane in panes:
+                    families = touched.setdefault((model, pane), {})
+                    for family, cells in vector.items():
+                        families.setdefault(family, set()).update(cells)
+            for model, gauges in delta.gauges.items():
+                merged.gauges.setdefault(model, {}).update(gauges)
+            for model, constants in delta.constants.items():
+                merged.constants.setdefault(model, {}).update(constants)
+            remembered += connection.executemany(
+                _REMEMBER,
+                sorted((digests[at : at + 16], time) for at in range(0, len(digests), 16)),
+            ).rowcount
+        self._write(connection, touched, merged)
+        sequence = self._mirror.sequence
+        connection.execute(
+            "DELETE FROM log WHERE sequence <= ? AND time < ?", (sequence, now - RETAIN_SECONDS)
+        )
+        connection.execute(
+            "UPDATE meta SET folded = ?1, seen = seen + ?2, "
+            "pruned = coalesce((SELECT min(sequence) FROM log) - 1, ?1)",
+            (sequence, remembered),
+        )
+
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        touched: dict[tuple[str, Pane], dict[str, set[Any]]],
+        merged: Delta,
+    ) -> None:
+        """Write the mirror's numbers for what was touched."""
+        ids = {model: self._id(connection, model, ALL_TIME) for model in merged.gauges}
+        ids |= {model: self._id(connection, model, ALL_TIME) for model in merged.constants}
+        rows = []
+        for (model, pane), families in touched.items():
+            vector = self._mirror.vector(model, pane)
+            if vector is None:
+                continue  # expired since
+            id = self._id(connection, model, pane)
+            for family, cells in families.items():
+                numbers = vector[family]
+                rows += [(id, encode_key(family, labels), numbers[labels]) for labels in cells]
+        connection.executemany(_SET, rows)
+        for model, gauges in merged.gauges.items():
+            known = self._mirror.gauges(model)
+            connection.executemany(
+                _SET_GAUGE, [(ids[model], encode_key(*key), *known[key]) for key in gauges]
+            )
+        for model, constants in merged.constants.items():
+            connection.executemany(
+                _SET_CONSTANT,
+                [
+                    (ids[model], name, orjson.dumps(constant).decode())
+                    for name, constant in constants.items()
+                ],
+            )
+
+    def _id(self, connection: sqlite3.Connection, model: str, pane: Pane) -> int:
+        """The number of a pane in the file, which has it after this."""
+        id = self._ids.get((model, pane))
+        home = (model, pane.width, pane.index, pane.segment)
+        if id is not None:
+            (there,) = connection.execute(
+                "SELECT count(*) FROM panes WHERE id = ? AND model = ? AND width = ? "
+                "AND start = ? AND segment = ?",
+                (id, *home),
+            ).fetchone()
+            if there:
+                return id
+        connection.execute(
+            "INSERT OR IGNORE INTO panes(model, width, start, segment) VALUES (?, ?, ?, ?)", home
+        )
+        (id,) = connection.execute(
+            "SELECT id FROM panes WHERE model = ? AND width = ? AND start = ? AND segment = ?",
+            home,
+        ).fetchone()
+        return int(id)
 
     # --- the file ----------------------------------------------------------------------------
 
@@ -420,11 +474,13 @@ class SQLiteStore:
             self._data_version = -1
 
     def _stretch(self, now: float) -> tuple[bytes, bytes]:
-        """The digests to sweep since the last call: at most a hundredth of all of them."""
+        """The digests to sweep since the last call: a hundredth, or two seconds' share of all."""
         period = max(1.0, self._ttl / SWEEPS)
         place = (now % period) / period
-        begin = self._swept if 0 <= place - self._swept <= 0.01 else max(0.0, place - 0.01)
-        self._swept = place
+        if place < self._swept:
+            place = 1.0  # a pass ends; the next call begins one
+        begin = max(self._swept, place - max(0.01, 2 / period), 0.0)
+        self._swept = place if place < 1 else 0.0
         return _digest_at(begin), _digest_at(place)
 
 
@@ -433,16 +489,49 @@ def _digest_at(place: float) -> bytes:
     return int(place * (1 << 64)).to_bytes(9, "big")[1:] + bytes(8) if place < 1 else b"\xff" * 17
 
 
-def _decode(key: str) -> Any:
-    decoded = _DECODED.get(key)
-    if decoded is None:
-        if len(_DECODED) > 100_000:
-            _DECODED.clear()
-        decoded = _DECODED[key] = decode_key(key)
-    return decoded
+def _encode(delta: Delta) -> str:
+    """A delta as the log holds it."""
+    return orjson.dumps(
+        {
+            "counters": [
+                (
+                    model,
+                    list(map(tuple, panes)),
+                    {
+                        encode_key(family, labels): number
+                        for family, cells in vector.items()
+                        for labels, number in cells.items()
+                    },
+                )
+                for (model, panes), vector in delta.groups.items()
+            ],
+            "gauges": {
+                model: {encode_key(*key): tuple(gauge) for key, gauge in gauges.items()}
+                for model, gauges in delta.gauges.items()
+            },
+            "constants": delta.constants,
+        }
+    ).decode()
 
 
-_DECODED: dict[str, Any] = {encode_key("rows", NO_LABELS): ("rows", NO_LABELS)}
+def _decode(text: str) -> Delta:
+    """The delta in a row of the log."""
+    stored = orjson.loads(text)
+    delta = Delta(constants=stored["constants"])
+    for model, panes, numbers in stored["counters"]:
+        vector: Vector = {}
+        for key, number in numbers.items():
+            family, labels = _known_key(key)
+            vector.setdefault(family, {})[labels] = number
+        delta.groups[model, tuple(Pane(*pane) for pane in panes)] = vector
+    for model, gauges in stored["gauges"].items():
+        delta.gauges[model] = {_known_key(key): Gauge(*gauge) for key, gauge in gauges.items()}
+    return delta
+
+
+@lru_cache(maxsize=65536)
+def _known_key(key: str) -> tuple[str, Labels]:
+    return decode_key(key)
 
 
 def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
@@ -474,8 +563,7 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
         if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
-            connection.execute("INSERT INTO meta VALUES ('sequence', 0)")
-            _set_epoch(connection)
+            connection.execute("INSERT INTO meta VALUES (?, 0, 0, 0)", (random.getrandbits(62),))
         connection.execute("COMMIT")
 
 
@@ -496,13 +584,6 @@ def _on_network(path: str) -> bool:
 
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "lustre", "fuse.")
-
-
-def _set_epoch(connection: sqlite3.Connection) -> None:
-    connection.execute(
-        "INSERT INTO meta VALUES ('epoch', ?1) ON CONFLICT DO UPDATE SET value = ?1",
-        (random.getrandbits(62),),
-    )
 
 
 def _kind(error: BaseException) -> str:

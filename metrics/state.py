@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .counters import NO_LABELS, Increment, Labels, Number, Vector, add, unpack
@@ -44,13 +45,32 @@ class Entry:
     """The same event evaluated under other constants."""
 
 
-@dataclass(slots=True)
+Home = tuple[str, tuple[Pane, ...]]
+"""A model, and the panes in which a vector counts."""
+
+
+@dataclass
 class Delta:
     """What a commit adds, sets and fixes, summed over its entries."""
 
-    counters: dict[tuple[str, Pane], Vector] = field(default_factory=dict)
+    groups: dict[Home, Vector] = field(default_factory=dict)
+    """What is added, once for all the panes it is added to."""
     gauges: dict[str, dict[GaugeKey, Gauge]] = field(default_factory=dict)
     constants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def counters(self) -> dict[tuple[str, Pane], Vector]:
+        """What is added, by model and pane."""
+        counters: dict[tuple[str, Pane], Vector] = {}
+        for (model, panes), vector in self.groups.items():
+            for pane in panes:
+                add(counters.setdefault((model, pane), {}), vector)
+        return counters
+
+    @property
+    def models(self) -> set[str]:
+        """The models it touches."""
+        return {model for model, _ in self.groups}
 
 
 def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
@@ -59,11 +79,12 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
     Entries of one model and the same panes are summed once, not once a pane.
     """
     delta = Delta()
-    groups: dict[tuple[str, tuple[Pane, ...]], dict[str, Any]] = {}
+    sums: dict[Home, dict[str, Any]] = {}
     for entry in entries:
-        group = groups.get((entry.model, entry.panes))
+        home = (entry.model, entry.panes)
+        group = sums.get(home)
         if group is None:
-            group = groups[entry.model, entry.panes] = {}
+            group = sums[home] = {}
         add(group, entry.increment)
         if entry.constants:
             delta.constants.setdefault(entry.model, {}).update(entry.constants)
@@ -72,15 +93,10 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
             known = gauges.get(key)
             if known is None or gauge.time >= known.time:
                 gauges[key] = gauge
-    for (model, panes), sums in groups.items():
-        vector = unpack(sums)
-        for pane in panes:
-            add(delta.counters.setdefault((model, pane), {}), vector)
     for entry in duplicates:
-        add(
-            delta.counters.setdefault((entry.model, ALL_TIME), {}),
-            {"duplicates": {NO_LABELS: 1}},
-        )
+        home = (entry.model, (ALL_TIME,))
+        add(sums.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})
+    delta.groups = {home: unpack(group) for home, group in sums.items()}
     return delta
 
 
@@ -135,6 +151,16 @@ class Mirror:
         known = self._models.get(model)
         return known.constants if known else {}
 
+    def gauges(self, model: str) -> Mapping[GaugeKey, Gauge]:
+        """The gauges of `model`; empty where it is unknown."""
+        known = self._models.get(model)
+        return known.gauges if known else {}
+
+    def vector(self, model: str, pane: Pane) -> Increment | None:
+        """The counters of one pane; None where it has none, or has expired."""
+        known = self._models.get(model)
+        return known.panes.get(pane) if known else None
+
     def models(self) -> Sequence[str]:
         """The ids of all known models."""
         return list(self._models)
@@ -158,8 +184,10 @@ class Mirror:
             gauges[key] = gauge
 
     def set_constants(self, model: str, constants: Constants) -> None:
-        """Make the given constants of `model` known."""
-        self._own(model).constants.update(constants)
+        """Make the given constants of `model` known; what is known stays."""
+        known = self._own(model).constants
+        for name, constant in constants.items():
+            known.setdefault(name, constant)
 
     def replace_pane(self, model: str, pane: Pane, vector: Vector) -> None:
         """Forget what was known of one pane and take `vector` for it, without copying."""

@@ -75,7 +75,7 @@ def check_constants(mirror: Mirror, delta: Delta) -> None:
 
 def with_created(mirror: Mirror, delta: Delta, now: float) -> None:
     """Have every model's first commit fix the constant `created`, epoch seconds."""
-    for model, _ in delta.counters:
+    for model in delta.models:
         if "created" not in mirror.constants(model):
             delta.constants.setdefault(model, {}).setdefault("created", now)
 

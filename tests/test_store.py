@@ -1,0 +1,600 @@
+"""The contract of a store, one suite over every backend."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time as clock
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from metrics import redis_store, sqlite_store
+from metrics.counters import add, merge
+from metrics.errors import ConfigurationError, ConstantsDiffer
+from metrics.state import Entry, Gauge
+from metrics.store import Store, open_store
+from metrics.windows import ALL_TIME, Pane, place, window
+from tests.servers import RedisServer
+
+NOW = 1_700_000_000.0
+TTL = 800
+WINDOWS = [window(name) for name in ("5m", "1h", "1d")]
+ONE = {"events": {(): 1}}
+
+
+@dataclass
+class Backend:
+    """A kind of store: every `open` gives another instance on the same content."""
+
+    url: str
+    stores: list[Store] = field(default_factory=list)
+
+    def open(self, ttl: int = TTL) -> Store:
+        """One more instance."""
+        store = open_store(self.url, ttl)
+        self.stores.append(store)
+        return store
+
+    def close(self) -> None:
+        """Close every instance."""
+        while self.stores:
+            self.stores.pop().close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """A Redis for the module."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def backend(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Backend]:
+    """Each kind of store, empty."""
+    yield from _backend(request, tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def shared(
+    request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Backend]:
+    """Each kind of store that several instances can hold; readers look at once."""
+    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
+    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
+    yield from _backend(request, tmp_path)
+
+
+def _backend(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Backend]:
+    url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/feedback.db"}.get(request.param)
+    if url is None:
+        server = request.getfixturevalue("server")
+        server.ask("FLUSHALL")
+        url = server.url
+    backend = Backend(url)
+    yield backend
+    backend.close()
+
+
+def digest(id: object) -> bytes:
+    """A digest that stands for `id`."""
+    return random.Random(repr(id)).randbytes(16)
+
+
+def entry(id: object, increment: Any = ONE, model: str = "m", **more: Any) -> Entry:
+    """An entry of the event `id`; in the pane of all time, where not said otherwise."""
+    return Entry(model, digest(id), more.pop("panes", (ALL_TIME,)), increment, **more)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether `condition` came true in time."""
+    end = clock.monotonic() + seconds
+    while not condition():
+        if clock.monotonic() > end:
+            return False
+        clock.sleep(0.02)
+    return True
+
+
+def all_time(store: Store, model: str = "m") -> Any:
+    """The counters of all time as the store reads now."""
+    return store.read().models[model].all_time
+
+
+# --- counting ----------------------------------------------------------------------------------
+
+
+def test_empty(backend: Backend) -> None:
+    """An empty store knows no model."""
+    assert dict(backend.open().read().models) == {}
+
+
+def test_empty_batch(backend: Backend) -> None:
+    """An empty batch commits, and leaves the content as it is."""
+    store = backend.open()
+    assert store.commit([], NOW) == []
+    assert dict(store.read().models) == {}
+
+
+def test_adds(backend: Backend) -> None:
+    """Increments add up in each of their panes, and only there."""
+    store = backend.open()
+    young, old = Pane(5, 340000000), Pane(5, 339999999, "country=de")
+    batch = [
+        entry(1, {"events": {(): 1}, "tp": {("a",): 2}}, panes=(ALL_TIME, young)),
+        entry(2, {"events": {(): 1}, "tp": {("b",): 3}}, panes=(ALL_TIME, old)),
+    ]
+    assert store.commit(batch, NOW) == [True, True]
+    assert store.commit([entry(3, {"tp": {("a",): 1}}, panes=(young,))], NOW) == [True]
+    assert store.read().models["m"].panes == {
+        ALL_TIME: {"events": {(): 2}, "tp": {("a",): 2, ("b",): 3}},
+        young: {"events": {(): 1}, "tp": {("a",): 3}},
+        old: {"events": {(): 1}, "tp": {("b",): 3}},
+    }
+
+
+def test_models_are_apart(backend: Backend) -> None:
+    """A batch over several models counts each entry for its own model."""
+    store = backend.open()
+    batch = [entry(id, model=f"m{id % 3}") for id in range(7)]
+    assert store.commit(batch, NOW) == [True] * 7
+    counts = {model: state.all_time["events"][()] for model, state in store.read().models.items()}
+    assert counts == {"m0": 3, "m1": 2, "m2": 2}
+
+
+def test_wide_vector(shared: Backend) -> None:
+    """A vector of more cells than one command takes is stored whole."""
+    store = shared.open()
+    wide = {"confusion": {(str(n), str(n + 1)): n for n in range(10_001)}}
+    assert store.commit([entry(1, wide), entry(2, wide)], NOW) == [True, True]
+    assert all_time(shared.open()) == {
+        "confusion": {labels: 2 * n for labels, n in wide["confusion"].items()}
+    }
+
+
+def test_threads(backend: Backend) -> None:
+    """Commits and reads from several threads lose nothing."""
+    store = backend.open()
+    seen: list[int] = []
+
+    def work(thread: int) -> None:
+        for n in range(25):
+            store.commit([entry((thread, n)), entry(("all", n))], NOW)
+            seen.append(all_time(store)["events"][()])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 100
+    assert all_time(store) == {"events": {(): 125}, "duplicates": {(): 75}}
+
+
+# --- exactly once ------------------------------------------------------------------------------
+
+
+def test_duplicate_in_batch(backend: Backend) -> None:
+    """The second entry of a digest in a batch is a duplicate."""
+    store = backend.open()
+    assert store.commit([entry(1), entry(2), entry(1), entry(1)], NOW) == [True, True, False, False]
+    assert all_time(store) == {"events": {(): 2}, "duplicates": {(): 2}}
+
+
+def test_duplicate_across_batches(backend: Backend) -> None:
+    """A known digest adds one to `duplicates` and nothing else, whatever else is in its batch."""
+    store = backend.open()
+    store.commit([entry(1), entry(2)], NOW)
+    gauges = {("g", ()): Gauge(1.0, NOW)}
+    again = entry(1, panes=(ALL_TIME, Pane(5, 340000000)), gauges=gauges, constants={"origin": 1})
+    assert store.commit([entry(3), again, entry(4), entry(2)], NOW) == [True, False, True, False]
+    state = store.read().models["m"]
+    assert state.panes == {ALL_TIME: {"events": {(): 4}, "duplicates": {(): 2}}}
+    assert state.gauges == {}
+    assert state.constants == {"created": NOW}
+
+
+def test_only_duplicates(backend: Backend) -> None:
+    """A batch of known digests commits too."""
+    store = backend.open()
+    store.commit([entry(1)], NOW)
+    assert store.commit([entry(1)], NOW) == [False]
+    assert store.commit([entry(1), entry(1)], NOW) == [False, False]
+    assert all_time(store) == {"events": {(): 1}, "duplicates": {(): 3}}
+
+
+def test_duplicate_across_instances(shared: Backend) -> None:
+    """What one instance committed is a duplicate to another, which has not read it."""
+    one, other = shared.open(), shared.open()
+    assert one.commit([entry(1), entry(2)], NOW) == [True, True]
+    assert other.commit([entry(3), entry(2)], NOW) == [True, False]
+    assert one.commit([entry(3)], NOW) == [False]
+    assert all_time(other) == all_time(one) == {"events": {(): 3}, "duplicates": {(): 2}}
+
+
+def test_duplicate_after_reopening(shared: Backend) -> None:
+    """A digest outlives the instance that remembered it."""
+    shared.open().commit([entry(1)], NOW)
+    shared.close()
+    assert shared.open().commit([entry(1)], NOW + TTL - 1) == [False]
+
+
+def test_digests_are_forgotten(backend: Backend) -> None:
+    """A digest is known for the time to live, and forgotten by housekeeping after it."""
+    store = backend.open()
+    store.commit([entry(id) for id in range(50)], NOW)
+    for second in range(TTL - 1):
+        if not second % 100:
+            store.housekeep(NOW + second)
+    assert store.commit([entry(1)], NOW + TTL - 1) == [False]
+    assert store.seen() == 50
+    for second in range(TTL, 2 * TTL):
+        store.housekeep(NOW + second)
+    assert store.seen() == 0
+    assert store.commit([entry(1)], NOW + 2 * TTL) == [True]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_partition_and_order(shared: Backend, seed: int) -> None:
+    """However entries are cut into batches and spread over instances, integers come out equal."""
+    chance = random.Random(seed)
+    entries = [
+        entry(
+            id,
+            {"events": {(): 1}, "tp": {(chance.choice("abc"),): chance.randrange(9)}},
+            model=chance.choice(["m", "n"]),
+            panes=tuple(pane for pane in place(NOW - id, NOW, WINDOWS).panes),
+        )
+        for id in range(60)
+    ]
+    sent = entries + chance.choices(entries, k=30)
+    chance.shuffle(sent)
+    stores = [shared.open() for _ in range(3)]
+    new = 0
+    while sent:
+        size = min(len(sent), chance.randrange(1, 12))
+        batch, sent = sent[:size], sent[size:]
+        new += sum(chance.choice(stores).commit(batch, NOW))
+    assert new == 60
+    expected: dict[str, dict[Pane, Any]] = {"m": {}, "n": {}}
+    for each in entries:
+        for pane in each.panes:
+            add(expected[each.model].setdefault(pane, {}), each.increment)
+    for store in [*stores, shared.open()]:
+        models = store.read().models
+        panes = {model: {**state.panes} for model, state in models.items()}
+        repeated = 0
+        for vectors in panes.values():
+            vectors[ALL_TIME] = {**vectors[ALL_TIME]}
+            repeated += vectors[ALL_TIME].pop("duplicates")[()]
+        assert repeated == 30
+        assert panes == expected
+
+
+# --- constants and gauges ----------------------------------------------------------------------
+
+
+def test_created(backend: Backend) -> None:
+    """A model's first commit fixes `created`, and later ones leave it."""
+    store = backend.open()
+    store.commit([entry(1)], NOW)
+    store.commit([entry(2), entry(3, model="n")], NOW + 7)
+    assert store.read().constants("m") == {"created": NOW}
+    assert store.read().constants("n") == {"created": NOW + 7}
+    assert store.read().constants("unknown") == {}
+
+
+def test_first_constant_wins(backend: Backend) -> None:
+    """An entry that presupposes another constant is refused, and nothing of its batch written."""
+    store = backend.open()
+    store.commit([entry(1, constants={"origin": 0.25, "task": "regression"})], NOW)
+    before = store.read()
+    batch = [entry(2), entry(3, constants={"origin": 0.5}), entry(4, model="n")]
+    with pytest.raises(ConstantsDiffer):
+        store.commit(batch, NOW)
+    assert store.read().models == before.models
+    batch[1].constants = {"origin": 0.25}
+    assert store.commit(batch, NOW) == [True, True, True]
+
+
+def test_equal_constants(shared: Backend) -> None:
+    """A constant of an equal value does not differ, whatever its type."""
+    one, other = shared.open(), shared.open()
+    one.commit([entry(1, constants={"origin": 1.0})], NOW)
+    assert other.commit([entry(2, constants={"origin": 1})], NOW) == [True]
+    assert repr(other.read().constants("m")["origin"]) == "1.0"
+
+
+def test_constant_of_another_instance(shared: Backend) -> None:
+    """ConstantsDiffer leaves nothing written for any model, and `read` knows the constant."""
+    one, other = shared.open(), shared.open()
+    other.read()
+    one.commit([entry(1, constants={"origin": 0.25})], NOW)
+    batch = [entry(2, model="a"), entry(3, constants={"origin": 0.5}), entry(4, model="z")]
+    with pytest.raises(ConstantsDiffer):
+        other.commit(batch, NOW)
+    assert other.read().constants("m") == {"created": NOW, "origin": 0.25}
+    batch[1].constants = {"origin": 0.25}
+    assert other.commit(batch, NOW) == [True, True, True]
+    assert all_time(one) == {"events": {(): 2}}
+
+
+def test_gauges(backend: Backend) -> None:
+    """The gauge that was written for the latest time wins, in and across batches."""
+    store = backend.open()
+    key = ("latency", ('route="a"',))
+
+    def gauge(id: int, value: float, time: float) -> Entry:
+        return entry(id, gauges={key: Gauge(value, time)})
+
+    store.commit([gauge(1, 1.5, NOW), gauge(2, 2.5, NOW - 1)], NOW)
+    assert store.read().models["m"].gauges == {key: Gauge(1.5, NOW)}
+    store.commit([gauge(3, 3.5, NOW - 0.001)], NOW)
+    assert store.read().models["m"].gauges == {key: Gauge(1.5, NOW)}
+    store.commit([gauge(4, -4.5, NOW + 0.001)], NOW)
+    assert store.read().models["m"].gauges == {key: Gauge(-4.5, NOW + 0.001)}
+
+
+def test_gauges_of_instances(shared: Backend) -> None:
+    """An older gauge of another instance does not replace a younger one."""
+    one, other = shared.open(), shared.open()
+    one.commit([entry(1, gauges={("g", ()): Gauge(1.0, NOW)})], NOW)
+    other.commit([entry(2, gauges={("g", ()): Gauge(2.0, NOW - 9)})], NOW)
+    for store in (one, other, shared.open()):
+        assert store.read().models["m"].gauges == {("g", ()): Gauge(1.0, NOW)}
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def test_bits(shared: Backend) -> None:
+    """Sums of floats read the same to the last bit, before and after reopening, everywhere."""
+    chance = random.Random(7)
+    one, other = shared.open(), shared.open()
+    for id in range(120):
+        sums = {
+            (str(n),): chance.choice([chance.random(), 10 ** chance.uniform(-300, 300), 0.1])
+            for n in range(9)
+        }
+        (one, other)[id % 3 == 0].commit([entry(id, {"loss": sums})], NOW)
+    read = [repr(sorted(all_time(store)["loss"].items())) for store in (one, other, shared.open())]
+    assert read[0] == read[1] == read[2]
+    one.commit([entry("last", {"loss": {("0",): 0.1}})], NOW)
+    assert repr(all_time(one)) == repr(all_time(shared.open()))
+
+
+def test_mirror_bits(shared: Backend) -> None:
+    """What one instance knows of its own commits equals what is stored to the last bit."""
+    chance = random.Random(8)
+    store = shared.open()
+    for id in range(150):
+        store.commit([entry((id, n), {"x": {(): chance.uniform(0, 1e9)}}) for n in range(3)], NOW)
+    assert repr(all_time(store)) == repr(all_time(shared.open()))
+
+
+def test_types(shared: Backend) -> None:
+    """Integers stay integers and floats stay floats, also where they are whole."""
+    store = shared.open()
+    for id in range(2):
+        numbers = {("int",): 2, ("whole",): 1.0, ("float",): 0.5, ("large",): 1e300, ("zero",): 0}
+        store.commit([entry(id, {"x": numbers})], NOW)
+    store.commit([entry(2, {"x": {("mixed",): 1}}), entry(3, {"x": {("mixed",): 1.0}})], NOW)
+    store.commit([entry(4, {"x": {("mixed",): 1}})], NOW)
+    expected = "{'int': 4, 'whole': 2.0, 'float': 1.0, 'large': 2e+300, 'zero': 0, 'mixed': 3.0}"
+    for each in (store, shared.open()):
+        cells = {label: number for (label,), number in all_time(each)["x"].items()}
+        assert repr({name: cells[name] for name in eval(expected)}) == expected
+
+
+@pytest.mark.parametrize("number", [2**53 - 1, 2**53, 2**53 + 1, 2**60 + 1, -(2**53) - 1, -7])
+def test_large_integers(shared: Backend, number: int) -> None:
+    """Integers past those that doubles hold are added exactly."""
+    store = shared.open()
+    for id in range(3):
+        store.commit([entry(id, {"x": {(): number}})], NOW)
+    store.commit([entry("one", {"x": {(): 1}})], NOW)
+    for each in (store, shared.open()):
+        assert repr(all_time(each)["x"][()]) == repr(3 * number + 1)
+
+
+HOSTILE = [
+    "",
+    "'",
+    '"',
+    '\\"],[',
+    "a\\",
+    "{fdmt:x}",
+    "}{",
+    "%7B",
+    "a:b:c",
+    "1:2:",
+    " \t\r\n",
+    "\x01\x1f\x7f",
+    "naïve ☃ 𝔘𝔫𝔦",
+    "\u2028\ufeff",
+    "null",
+    "$1 ?1 :a; DROP TABLE counters; --",
+    "x" * 5000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text(shared: Backend, text: str) -> None:
+    """Any text survives as a label, family, model, segment, gauge's label and constant."""
+    store = shared.open()
+    pane = Pane(5, 340000000, f"k={text}")
+    hostile = entry(
+        1,
+        {text or "x": {(text, "b"): 1, ("a", text): 2}},
+        model=text,
+        panes=(ALL_TIME, pane),
+        gauges={("g", (text,)): Gauge(0.5, NOW)},
+        constants={"c": [text, {text: None}], text or "x": 1},
+    )
+    neighbour = entry(1, {"x": {("", text, ""): 1}}, model=text + "x")
+    assert store.commit([hostile], NOW) == [True]
+    store.commit([neighbour], NOW)
+    for each in (store, shared.open()):
+        models = each.read().models
+        assert set(models) == {text, text + "x"}
+        assert models[text].panes == {ALL_TIME: hostile.increment, pane: hostile.increment}
+        assert models[text].gauges == hostile.gauges
+        assert models[text].constants == {**hostile.constants, "created": NOW}
+    assert store.reset(text)
+    assert set(shared.open().read().models) == {text + "x"}
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def test_read_is_a_copy(backend: Backend) -> None:
+    """A state that was read does not change when more is committed."""
+    store = backend.open()
+    store.commit([entry(1, {"x": {(): 1}, "y": {("a",): 0.5}})], NOW)
+    before = store.read()
+    shown = repr(before)
+    gauges = {("g", ()): Gauge(1.0, NOW)}
+    panes = (ALL_TIME, Pane(5, 340000000))
+    store.commit([entry(2, {"x": {(): 1, ("b",): 1}, "z": {(): 1}}, panes=panes)], NOW)
+    store.commit([entry(3, {"x": {(): 1}}, gauges=gauges, constants={"c": 1})], NOW)
+    assert repr(before) == shown
+    assert all_time(store)["x"] == {(): 3, ("b",): 1}
+    assert store.read().sequence > before.sequence
+
+
+def test_read_again(backend: Backend) -> None:
+    """Reading gives the same object until something changes."""
+    store = backend.open()
+    store.commit([entry(1)], NOW)
+    before = store.read()
+    assert store.read() is before
+    store.commit([], NOW)
+    assert store.read() is before
+    store.commit([entry(2)], NOW)
+    assert store.read() is not before
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"])
+def test_within_a_second(url: str, server: RedisServer, tmp_path: Any) -> None:
+    """What another instance commits, to a new model too, is read within a second."""
+    server.ask("FLUSHALL")
+    backend = Backend(server.url if url == "redis" else f"sqlite:///{tmp_path}/feedback.db")
+    one, other = backend.open(), backend.open()
+    for model in ("m", "n"):
+        one.commit([entry(model, model=model)], NOW)
+        assert within(1.0, lambda model=model: model in other.read().models)
+    one.commit([entry(3)], NOW)
+    assert within(1.0, lambda: all_time(other) == {"events": {(): 2}})
+    backend.close()
+
+
+def test_catching_up(shared: Backend) -> None:
+    """An instance that slept through many commits and panes reads what one that did not reads."""
+    one, other = shared.open(), shared.open()
+    other.read()
+    for id in range(200):
+        panes = place(NOW + id, NOW + id, WINDOWS).panes
+        one.commit([entry(id, panes=panes, constants={"origin": 0.5})], NOW + id)
+        if id == 100:
+            assert other.read().models == one.read().models
+    other.commit([entry("mine")], NOW + 200)
+    assert other.read().models == one.read().models == shared.open().read().models
+
+
+# --- forgetting --------------------------------------------------------------------------------
+
+
+def test_panes_expire(backend: Backend) -> None:
+    """Housekeeping forgets a pane when no window reaches it, and not before."""
+    store = backend.open()
+    old = Pane(5, int(NOW) // 5)
+    store.commit([entry(1, panes=(ALL_TIME, old, Pane(60, int(NOW) // 60)))], NOW)
+    store.housekeep(NOW + 62 * 5 - 1)
+    assert old in store.read().models["m"].panes
+    store.housekeep(NOW + 62 * 5)
+    assert set(store.read().models["m"].panes) == {ALL_TIME, Pane(60, int(NOW) // 60)}
+
+
+def test_panes_expire_everywhere(shared: Backend) -> None:
+    """A pane that one instance forgot is not read by a new one, and dies in the others too."""
+    one, other = shared.open(), shared.open()
+    old = Pane(5, int(NOW) // 5, "k=v")
+    one.commit([entry(1, panes=(ALL_TIME, old))], NOW)
+    assert old in other.read().models["m"].panes
+    later = NOW + 62 * 5
+    one.housekeep(later)
+    other.housekeep(later)
+    for store in (one, other, shared.open()):
+        assert set(store.read().models["m"].panes) == {ALL_TIME}
+    assert other.commit([entry(2, panes=(ALL_TIME, old))], later) == [True]
+    assert shared.open().read().models["m"].panes[old] == ONE
+
+
+def test_reset(backend: Backend) -> None:
+    """A reset forgets one model but its digests; it begins anew with the next commit."""
+    store = backend.open()
+    gauges = {("g", ()): Gauge(1.0, NOW)}
+    store.commit([entry(1, gauges=gauges, constants={"c": 1}), entry(2, model="n")], NOW)
+    assert store.reset("m") is True
+    assert set(store.read().models) == {"n"}
+    assert store.reset("m") is False
+    assert store.reset("unknown") is False
+    assert store.commit([entry(1), entry(3)], NOW + 5) == [False, True]
+    state = store.read().models["m"]
+    assert state.panes == {ALL_TIME: {"events": {(): 1}, "duplicates": {(): 1}}}
+    assert (state.gauges, state.constants) == ({}, {"created": NOW + 5})
+
+
+def test_reset_is_seen(shared: Backend) -> None:
+    """Another instance notices a reset, whether it reads or commits first."""
+    one, other = shared.open(), shared.open()
+    for id, look in enumerate([Store.read, lambda store: store.commit([], NOW)]):
+        panes = place(NOW, NOW, WINDOWS).panes
+        one.commit([entry((id, 1), {"old": {(): 1}}, panes=panes)], NOW)
+        assert all_time(other)["old"] == {(): 1}
+        assert one.reset("m")
+        look(other)
+        assert other.commit([entry((id, 2))], NOW) == [True]
+        for store in (one, other, shared.open()):
+            assert store.read().models["m"].panes == {ALL_TIME: ONE}
+        one.reset("m")
+
+
+# --- opening -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "postgres://host/db",
+        "sqlite://relative",
+        "sqlite:///",
+        "sqlite:///x?journal=off",
+        "redis:",
+        "redis://",
+        "redis://host:port",
+        "redis://host:99999999",
+        "redis://host/name",
+        "redis://host?unknown=1",
+        "redis://host?socket_timeout=soon",
+        "redis://host?protocol=3",
+        "redis://host?decode_responses=1",
+        f"redis://{'x' * 64}/",
+    ],
+)
+def test_nonsense_url(url: str) -> None:
+    """An address that makes no sense is refused when the store is opened."""
+    with pytest.raises(ConfigurationError, match="FEEDBACK_STORE"):
+        open_store(url, TTL)
+
+
+def test_merge_is_what_stores_do(backend: Backend) -> None:
+    """A store's counters are the merge of the increments it took."""
+    store = backend.open()
+    increments = [{"a": {("x",): n}, "b": {(): 2 * n}} for n in range(5)]
+    for n, increment in enumerate(increments):
+        store.commit([entry(n, increment)], NOW)
+    assert all_time(store) == merge(increments)
