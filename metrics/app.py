@@ -373,7 +373,7 @@ class App:
             "source": self.settings.event_source,
             "type": self.settings.event_type,
             "subject": counted.entry.model,
-            "time": format_time(self.now()),
+            "time": format_time(int(self.now())),
             **carried(counted.event.extensions),
         }
 

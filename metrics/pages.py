@@ -104,7 +104,7 @@ def model_list(app: App) -> list[dict[str, Any]]:
                 "task": task_of(state, app.models.of(model)),
                 "events": vector["events"][()],
                 "rows": vector.get("rows", {}).get((), 0),
-                "last_event": format_time(last.value) if last else None,
+                "last_event": format_time(int(last.value)) if last else None,
             }
         )
     return found

@@ -51,9 +51,13 @@ class Values:
     """`data.names`, one for each column."""
     doubles: array[float] | None = None
     """The scalars as doubles, where they are many numbers: what numpy reads without a copy."""
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.flat) // self.width if self.width else len(self.flat)
 
     def __len__(self) -> int:
-        return len(self.flat) // self.width if self.width else len(self.flat)
+        return self.rows
 
     def row(self, index: int) -> list[Any]:
         """The numbers of one row; only where `width` > 0."""

@@ -79,9 +79,11 @@ def column_keys(columns: tuple[int, ...]) -> tuple[str, ...]:
 
 def argmax(values: Values) -> Sequence[int]:
     """The column of each row's largest number; the lowest of equal ones."""
-    if len(values) >= VECTOR_ROWS:
+    if values.rows >= VECTOR_ROWS:
         best: Sequence[int] = values.matrix().argmax(axis=1)
         return best
+    if values.rows == 1:
+        return [values.flat.index(max(values.flat))]
     return [row.index(max(row)) for row in map(values.row, range(len(values)))]
 
 
@@ -113,6 +115,9 @@ def one_hot(values: Values) -> Sequence[int]:
 
     A row of probabilities stands for the class it makes most likely.
     """
+    flat = values.flat
+    if values.rows == 1 and flat.count(1) == 1 and flat.count(0) == values.width - 1:
+        return [flat.index(1)]
     best = argmax(values)
     bad = first_bad_row(values)
     if bad is not None:
@@ -129,7 +134,7 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
     Raises Refused, unless the settings have other rows normalised or taken as scores.
     """
     flat = prediction.flat
-    if set(prediction.row(0)) <= {0, 1} and flat.count(1) == len(prediction):
+    if set(prediction.row(0)) <= {0, 1} and flat.count(1) == prediction.rows:
         zeros = len(flat) - len(prediction)
         if flat.count(0) == zeros and prediction.whole():
             return None
@@ -155,11 +160,11 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
 
 def first_bad_row(values: Values) -> int | None:
     """The first row that is no distribution: a negative number, or a sum other than 1."""
-    if len(values) >= VECTOR_ROWS:
+    if values.rows >= VECTOR_ROWS:
         rows = values.matrix()
         good = (abs(rows.sum(axis=1) - 1) <= TOLERANCE) & (rows.min(axis=1) >= 0)
         return None if good.all() else int(good.argmin())
-    for row in range(len(values)):
+    for row in range(values.rows):
         numbers = values.row(row)
         if min(numbers) < 0 or abs(sum(numbers) - 1) > TOLERANCE:
             return row
