@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import config
 from .app import App
 from .config import Settings
+from .errors import TooLarge
 from .server_stats import ServerStats
 from .store import open_store
 
@@ -63,6 +64,10 @@ def answer(app: App, context: Context) -> Response:
             return front(app, request)
         except Exception as error:  # parliament would send its text to the caller
             return as_flask(problem(error))
+    limit = app.settings.max_body
+    if (request.content_length or 0) > limit:
+        reason = f"{request.content_length} bytes; at most {limit} are taken"
+        return as_flask(problem(TooLarge("data", reason)))
     headers = {name.lower(): value for name, value in request.headers.items()}
     return as_flask(app.post_sync(headers, request.get_data()))
 

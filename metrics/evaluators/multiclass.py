@@ -49,7 +49,7 @@ def _rows(
     true = _true_columns(truth, classes, columns, keys)
     probabilities = as_probabilities(prediction, settings)
     best = argmax(prediction)
-    if len(true) >= VECTOR_ROWS:
+    if prediction.rows >= VECTOR_ROWS:
         from .rows import outcomes
 
         places = outcomes(true, best, len(keys))
