@@ -10,7 +10,8 @@
 --                   now, forget: epoch seconds as text; digests older than `forget` may go,
 --                   keep: seconds after which nobody needs `seen` any more,
 --                   constants: [name, JSON, …]  gauges: [key, time, value, …]
---                   panes: [[name, seconds to live (0: for ever), [key, …], [number, …]], …] }
+--                   panes: [[name, seconds to live (0: for ever)], …]
+--                   groups: [[[key, …], [number, …], [which of the panes, from 1, …]], …] }
 -- returns {'ok', sequence, change, exact}   written; exact is 0 where an integer passed 64 bits
 --         {'known', 'i j …'}                nothing written: these digests (from 0) are not new
 --         {'differs'}                       nothing written: a constant has another value
@@ -19,7 +20,7 @@
 -- There is no rollback in a script, so every key is read, and so its type proven, and every sum
 -- made before the first write.
 
-local CHUNK = 4000  -- unpack() overflows at about 8000
+local CHUNK = 2000  -- unpack() fails at about 8000; a pair takes two
 local EXACT = 2 ^ 53  -- from here on doubles skip integers
 local PANES = 6
 local a = cjson.decode(ARGV[2])
@@ -102,23 +103,45 @@ for i = 1, #a.gauges, 3 do
   end
 end
 
-local sums, large = {}, {}
-for p, pane in ipairs(a.panes) do
-  local key, keys, numbers, row = KEYS[PANES + p], pane[3], pane[4], {}
-  for first = 1, #keys, CHUNK do
-    local last = math.min(first + CHUNK - 1, #keys)
-    local old = redis.call('HMGET', key, unpack(keys, first, last))
+-- cells[pane][key] is a text, or the list of what HINCRBY adds; touched[pane] has the keys in order
+local cells, touched = {}, {}
+for p = 1, #a.panes do
+  cells[p], touched[p] = {}, {}
+end
+
+local function read(p, keys)
+  local missing = {}
+  for _, key in ipairs(keys) do
+    if cells[p][key] == nil then
+      missing[#missing + 1] = key
+      touched[p][#touched[p] + 1] = key
+    end
+  end
+  for first = 1, #missing, CHUNK do
+    local last = math.min(first + CHUNK - 1, #missing)
+    local old = redis.call('HMGET', KEYS[PANES + p], unpack(missing, first, last))
     for i = first, last do
-      local text = sum(old[i - first + 1], numbers[i])
-      if text then
-        row[#row + 1] = keys[i]
-        row[#row + 1] = text
+      cells[p][missing[i]] = old[i - first + 1]
+    end
+  end
+end
+
+for _, group in ipairs(a.groups) do
+  local keys, numbers = group[1], group[2]
+  for _, p in ipairs(group[3]) do
+    read(p, keys)
+    local here = cells[p]
+    for i, key in ipairs(keys) do
+      local old = here[key]
+      local new = type(old) ~= 'table' and sum(old, numbers[i])
+      if new then
+        here[key] = new
       else
-        large[#large + 1] = {key, keys[i], numbers[i]}
+        here[key] = type(old) == 'table' and old or {base = old}
+        table.insert(here[key], numbers[i])
       end
     end
   end
-  sums[p] = row
 end
 
 local old_digests = redis.call('ZCOUNT', KEYS[5], '-inf', '(' .. a.forget)
@@ -149,28 +172,41 @@ if #digests > 0 then
   redis.call('EXPIRE', KEYS[5], a.keep)
 end
 
-local touched = {}
-for p, pane in ipairs(a.panes) do
-  call('HSET', KEYS[PANES + p], sums[p], 2)
-  if pane[2] > 0 then
-    redis.call('EXPIRE', KEYS[PANES + p], pane[2])
+local exact = 1
+local function add_large(key, field, numbers)
+  redis.call('HSET', key, field, numbers.base)  -- a sum that doubles still held, of this commit
+  for _, number in ipairs(numbers) do
+    local reply = redis.pcall('HINCRBY', key, field, number)
+    if type(reply) == 'table' and reply.err then
+      local old = redis.call('HGET', key, field)
+      redis.call('HSET', key, field, float(tonumber(old) + tonumber(number)))
+      exact = 0
+    end
   end
-  touched[2 * p - 1] = sequence_text
-  touched[2 * p] = pane[1]
 end
-call('ZADD', KEYS[2], touched, 2)
+
+local marks = {}
+for p, pane in ipairs(a.panes) do
+  local key, row = KEYS[PANES + p], {}
+  for _, name in ipairs(touched[p]) do
+    local cell = cells[p][name]
+    if type(cell) == 'table' then
+      add_large(key, name, cell)
+    else
+      row[#row + 1] = name
+      row[#row + 1] = cell
+    end
+  end
+  call('HSET', key, row, 2)
+  if pane[2] > 0 then
+    redis.call('EXPIRE', key, pane[2])
+  end
+  marks[2 * p - 1] = sequence_text
+  marks[2 * p] = pane[1]
+end
+call('ZADD', KEYS[2], marks, 2)
 call('HSET', KEYS[3], a.constants, 2)
 call('HSET', KEYS[4], gauges, 2)
-
-local exact = 1
-for _, cell in ipairs(large) do
-  local reply = redis.pcall('HINCRBY', cell[1], cell[2], cell[3])
-  if type(reply) == 'table' and reply.err then
-    local old = redis.call('HGET', cell[1], cell[2])
-    redis.call('HSET', cell[1], cell[2], float(tonumber(old) + tonumber(cell[3])))
-    exact = 0
-  end
-end
 
 if a.changes then
   redis.call('ZADD', KEYS[6], string.format('%.0f', change), a.model)

@@ -1,9 +1,9 @@
 """The store in Redis (6.2 or newer) or Valkey, one server or a cluster: for several replicas.
 
-Keys, format 1. All of a model's share one hash tag, so a cluster keeps them on one node; in it
-the id is percent-encoded, so that braces cannot end it:
+Keys, format 1. All of a model's share a hash tag, so a cluster has them on one node; MODEL is the
+id percent-encoded, so that a brace in it cannot end the tag:
 
-    {fdmt:MODEL}:meta           hash  epoch: a random text, `.`, how often the model was reset;
+    {fdmt:MODEL}:meta           hash  epoch: a random text, a point, how often it was reset;
                                       sequence: how many commits touched the model
     {fdmt:MODEL}:panes          zset  pane → the sequence that last touched it
     {fdmt:MODEL}:pane:PANE      hash  JSON [family, labels…] → number; PANE is width:index:segment
@@ -13,26 +13,26 @@ the id is percent-encoded, so that braces cannot end it:
     fdmt:changes                zset  one server: model → the number of its last commit, counted
                                       over all models; "birth RANDOM" → 0
     fdmt:models                 set   cluster: the models
-    fdmt:format, fdmt:probe           this format's number; what an empty commit writes
+    fdmt:format                       this format's number
+    …:probe                           what an empty commit writes
 
-A number without point or exponent is an integer, exact to 64 bits; every other has 17 digits, so
-that it is the same double everywhere. Panes expire by themselves, at the age at which no window
-reaches them; digests go in small steps, a few with every commit.
+A number without a point or exponent is an integer, exact to 64 bits; any other has 17 digits, so
+that it is the same double everywhere. Panes expire by themselves at the age at which no window
+reaches them; digests go in small steps, a few with every commit and every `housekeep`.
 
-A commit is one script a model (`redis_commit.lua`): it writes all of the model's share of a batch
-or nothing, and nothing where a digest is known; the share is then summed without that and sent
-again. So a batch over several models is atomic model by model: when one fails, `commit` raises,
-and the retry finds what was committed already. What a server may have executed is never sent
-again: redis-py's own retries are off, and its cluster pipeline, which cannot do without, is not
-used. Since all adding is done in doubles on both sides, the mirror equals the server to the bit.
+A commit is one script a model (`redis_commit.lua`): it writes all of the model's share of a batch,
+or nothing, and nothing where it knows a digest; the share is then summed without that entry and
+sent again. So a batch over several models is atomic model by model: where one fails, `commit`
+raises, and a retry finds the others' digests. Mirror and server add the same doubles in the same
+order, so they are equal to the bit.
 
-Readers ask `fdmt:changes` (in a cluster: every model's meta) at most twice a second, and load the
-panes that changed. A sequence that fell, an epoch that changed otherwise than by a reset, or a
-connection to a server with another history tells of lost data: it is counted in `losses`, logged,
-and the model gets a new `created`, so that its counters start anew for whoever scrapes them.
+Readers ask `fdmt:changes` (in a cluster: the meta of every model) twice a second at most, and load
+the panes that changed. Data is lost where a sequence fell, an epoch changed otherwise than by a
+reset, or a server with another history has fewer events: this is counted, logged, and gives the
+model a new `created`, so that whoever scrapes its counters sees a reset and no jump.
 
-A pane's key is made in `redis_load.lua` and `redis_restart.lua` from its name: it is in the slot
-of the KEYS, but not among them.
+A pane's key is made from its name in `redis_load.lua` and `redis_restart.lua`: it is in the slot
+of their KEYS, but not one of them.
 """
 
 from __future__ import annotations
@@ -41,427 +41,51 @@ import logging
 import secrets
 import threading
 import time as clock
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha1
+from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import orjson
-from redis import exceptions
-from redis.backoff import NoBackoff
-from redis.cluster import RedisCluster
-from redis.connection import ConnectionPool
-from redis.retry import Retry
 
-from .counters import encode_key
-from .errors import ConfigurationError, ConstantsDiffer, StoreUnavailable, StoreUnusable
-from .state import Delta, Entry, Mirror, State, total
+from .counters import Number, Vector, decode_key, encode_key, value
+from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
+from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
+from .state import Delta, Entry, Gauge, Mirror, State, total
 from .store import apply_rest, check_constants, split, with_created
-from .windows import expired
+from .windows import ALL_TIME, PANES, Pane, expired
 
 logger = logging.getLogger("metrics.store")
 
 FORMAT = 1
-SOCKET_SECONDS = 5.0
-"""How long a server may take to answer, besides what the durability setting has it wait."""
-CONNECT_SECONDS = 2.0
 CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other replicas' commits."""
 RECOVER_SECONDS = 5.0
 """How long readers leave a server alone that failed, unless a commit succeeds."""
-ATTEMPTS = 10
-"""How often a share is summed again, or a call sent anew that was not executed."""
 LOAD_PANES = 64
-"""Panes of one model that one answer holds, about: a script stops the server while it runs."""
+"""Panes in one answer, about: a script stops the server while it runs."""
 SWEEP_MODELS = 20
-"""Models of which one `housekeep` forgets digests; the next one takes the next."""
+"""Models whose digests one `housekeep` looks at; the next call takes the next."""
 SWEEP_DIGESTS = 5000
+"""Digests of a model that it forgets at most."""
 
 CHANGES = "fdmt:changes"
 MODELS = "fdmt:models"
 
 
-class Script(NamedTuple):
-    """A Lua script, and the name a server knows it by once it has run it."""
-
-    text: str
-    sha: str
+def _script(name: str) -> Script:
+    return script(Path(__file__).with_name(f"redis_{name}.lua").read_text(encoding="utf-8"))
 
 
-def _read_script(name: str) -> Script:
-    text = Path(__file__).with_name(f"redis_{name}.lua").read_text(encoding="utf-8")
-    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-COMMIT, LOAD, RESTART, SWEEP = map(_read_script, ("commit", "load", "restart", "sweep"))
-
-
-class Call(NamedTuple):
-    """A command, or a script with its keys and arguments, for the node that serves `key`."""
-
-    key: str
-    words: tuple[Any, ...]
-    script: Script | None = None
-
-
-def run(script: Script, keys: Sequence[str], *arguments: Any) -> Call:
-    """The call that runs `script`."""
-    return Call(keys[0], (len(keys), *keys, *arguments), script)
-
-
-# --- durability ------------------------------------------------------------------------------
-
-
-class Promise(NamedTuple):
-    """What a commit waits for before it is acknowledged."""
-
-    words: tuple[Any, ...] = ()
-    """The command that waits; empty for none."""
-    least: tuple[int, ...] = ()
-    """What it must answer, at least."""
-    seconds: float = 0.0
-
-
-def promise(setting: str) -> Promise:
-    """What `FEEDBACK_REDIS_DURABILITY` promises. Raises ConfigurationError for nonsense.
-
-    `none`: an acknowledged event is in the server's memory, and on disk as its `appendfsync`
-    says: `always`, before the acknowledgement; `everysec`, up to two seconds may be lost.
-    `wait:REPLICAS:MS`: it is also in the memory of that many of the server's replicas, so a
-    failover to one of those keeps it.
-    `waitaof:LOCAL:REPLICAS:MS`: it is on the disk of the server (LOCAL 1) and of that many
-    replicas, whatever `appendfsync` says. Needs Redis 7.2 or Valkey, with `appendonly yes`.
-
-    What is not reached within MS milliseconds is answered 503: the event may be counted, and
-    its retry is then a duplicate.
-    """
-    kind, *texts = setting.strip().split(":")
-    try:
-        *numbers, milliseconds = map(int, texts) if texts else (0,)
-        if kind == "none" and not texts:
-            return Promise()
-        if milliseconds > 0 and min(numbers) >= 0 and any(numbers):
-            seconds = milliseconds / 1000
-            if kind == "wait" and len(numbers) == 1:
-                return Promise(("WAIT", *numbers, milliseconds), tuple(numbers), seconds)
-            if kind == "waitaof" and len(numbers) == 2 and numbers[0] <= 1:
-                return Promise(("WAITAOF", *numbers, milliseconds), tuple(numbers), seconds)
-    except ValueError:
-        pass
-    raise ConfigurationError(
-        f"FEEDBACK_REDIS_DURABILITY: {setting!r}: use none, wait:REPLICAS:MS or "
-        "waitaof:LOCAL:REPLICAS:MS, with LOCAL 0 or 1, something to wait for, and MS over 0"
-    )
-
-
-# --- the connection --------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Try:
-    """A call under way: how it is sent next, and what came back."""
-
-    call: Call
-    whole: bool = False
-    """Whether the script's text is sent, for a server that does not know it."""
-    ask: exceptions.AskError | None = None
-    """Where to send it once, while its slot moves."""
-    reply: Any = None
-
-    def words(self) -> tuple[Any, ...]:
-        """The command to send."""
-        script = self.call.script
-        if script is None:
-            return self.call.words
-        if self.whole:
-            return ("EVAL", script.text, *self.call.words)
-        return ("EVALSHA", script.sha, *self.call.words)
-
-    def refused(self) -> bool:
-        """Whether it was not executed, and can be sent again; raises any other error."""
-        self.ask = None
-        if isinstance(self.reply, exceptions.NoScriptError):
-            self.whole = True
-        elif isinstance(self.reply, exceptions.AskError) and not isinstance(
-            self.reply, exceptions.MovedError
-        ):
-            self.ask = self.reply
-        elif not isinstance(
-            self.reply,
-            (exceptions.MovedError, exceptions.TryAgainError, exceptions.ClusterDownError),
-        ):
-            if isinstance(self.reply, Exception):
-                raise self.reply
-            return False
-        return True
-
-
-@dataclass(slots=True)
-class _Line:
-    """One node's connection during one round trip."""
-
-    pool: Any
-    connection: Any
-    tries: list[_Try]
-    clean: bool = False
-    """Whether every answer was read, so that the connection can serve again."""
-
-
-class Link:
-    """Sends calls to the server, or to the nodes of a cluster, and gives their replies.
-
-    It raises StoreUnavailable for whatever goes wrong, and never sends again what a server may
-    have executed. Not thread-safe.
-    """
-
-    def __init__(self, url: str, promise: Promise) -> None:
-        self._url = url
-        self._promise = promise
-        self._options: dict[str, Any] = {
-            "protocol": 2,
-            "socket_timeout": SOCKET_SECONDS + promise.seconds,
-            "socket_connect_timeout": CONNECT_SECONDS,
-            "socket_keepalive": True,
-            "retry": Retry(NoBackoff(), 0),
-        }
-        self._place, self._pool = _pool(url, self._options, self._connected)
-        self._cluster: Any = None
-        self._mode = ""
-        self._mapped = True
-        self.histories: set[str] = set()
-        """The runs of servers that answered; a new one may have lost commits."""
-
-    def in_cluster(self) -> bool:
-        """Whether the server is a node of a cluster."""
-        with self._guard():
-            self._connect()
-            return self._cluster is not None
-
-    def exchange(self, calls: Sequence[Call], durable: bool = False) -> list[Any]:
-        """The replies to `calls`, in one round trip where nothing is amiss.
-
-        `durable` has every node wait for what the promise says, and raises where it is not kept.
-        """
-        tries = [_Try(call) for call in calls]
-        with self._guard():
-            self._connect()
-            todo = tries
-            for attempt in range(ATTEMPTS):
-                if attempt and self._cluster is not None:
-                    clock.sleep(0.02 * (attempt - 1))
-                    self._cluster.nodes_manager.initialize()
-                self._round(todo, self._promise if durable else Promise())
-                todo = [each for each in todo if each.refused()]
-                if not todo:
-                    return [each.reply for each in tries]
-            raise todo[0].reply
-
-    def spread(self, keys: Iterable[str]) -> list[str]:
-        """As few of `keys` as reach every node that serves one of them."""
-        with self._guard():
-            self._connect()
-            if self._cluster is None:
-                return list(keys)[:1]
-            nodes = {self._cluster.get_node_from_key(key).name: key for key in keys}
-            return list(nodes.values())
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._pool.disconnect()
-        if self._cluster is not None:
-            self._cluster.close()
-
-    def _connect(self) -> None:
-        """Find out on first use whether there is a cluster, and after an error how it looks."""
-        if not self._mode:
-            self._pool.release(self._pool.get_connection())
-        if self._mode == "cluster" and self._cluster is None:
-            self._cluster = RedisCluster.from_url(
-                self._url,
-                redis_connect_func=self._greet,
-                require_full_coverage=False,
-                **self._options,
-            )
-        elif self._cluster is not None and not self._mapped:
-            self._cluster.nodes_manager.initialize()
-        self._mapped = True
-
-    def _connected(self, connection: Any) -> None:
-        connection.on_connect()
-        self._greet(connection)
-
-    def _greet(self, connection: Any) -> None:
-        """Learn from a new connection which server this is: its kind, version and history."""
-        hello = _ask(connection, "HELLO") or []
-        facts = dict(zip(hello[::2], hello[1::2], strict=False))
-        version = facts.get(b"version", b"").decode()
-        if version and tuple(map(int, version.split(".")[:2])) < (6, 2):
-            raise StoreUnusable(f"FEEDBACK_STORE: Redis 6.2 or newer is needed, not {version}")
-        self._mode = facts.get(b"mode", b"standalone").decode()
-        info = (_ask(connection, "INFO", "server") or b"") + (
-            _ask(connection, "INFO", "replication") or b""
-        )
-        history = [
-            line for line in info.split(b"\r\n") if line.startswith((b"run_id:", b"master_replid:"))
-        ]
-        # a user who may not ask INFO reads everything again after each reconnect
-        self.histories.add(b" ".join(history).decode() or secrets.token_hex(8))
-
-    def _round(self, tries: Iterable[_Try], promise: Promise) -> None:
-        """Send every node its calls, then read the replies."""
-        lines: dict[str, _Line] = {}
-        try:
-            for each in tries:
-                name, pool = self._route(each)
-                if name not in lines:
-                    lines[name] = _Line(pool, pool.get_connection(), [])
-                lines[name].tries.append(each)
-            for line in lines.values():
-                words = [
-                    words
-                    for each in line.tries
-                    for words in ((("ASKING",),) if each.ask else ()) + (each.words(),)
-                ]
-                words += [promise.words] if promise.words else []
-                line.connection.send_packed_command(line.connection.pack_commands(words))
-            for line in lines.values():
-                for each in line.tries:
-                    if each.ask:
-                        _receive(line.connection)
-                    each.reply = _receive(line.connection)
-                kept = _receive(line.connection) if promise.words else ()
-                line.clean = True
-                _check(promise, kept)
-        finally:
-            for line in lines.values():
-                if not line.clean:
-                    line.connection.disconnect()
-                line.pool.release(line.connection)
-
-    def _route(self, each: _Try) -> tuple[str, Any]:
-        """The node that a call goes to, and its connections."""
-        if self._cluster is None:
-            return "", self._pool
-        if each.ask:
-            node = self._cluster.get_node(host=each.ask.host, port=each.ask.port)
-        else:
-            node = self._cluster.get_node_from_key(each.call.key)
-        return node.name, self._cluster.get_redis_connection(node).connection_pool
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Raise as StoreUnavailable whatever redis-py raises."""
-        try:
-            yield
-        except (
-            exceptions.RedisError,
-            exceptions.RedisClusterException,
-            OSError,
-            UnicodeError,
-        ) as error:
-            self._mapped = False
-            kind = _kind(error)
-            if kind == "readonly":
-                self._pool.disconnect()  # the name may lead to the new master by now
-            raise StoreUnavailable(kind, f"{self._place}: {error}") from error
-
-
-def _pool(url: str, options: Mapping[str, Any], connected: Any) -> tuple[str, Any]:
-    """Where `url` leads, for messages, and its connections, none of them open yet.
-
-    Raises ConfigurationError for a URL that makes no sense; no message shows its password.
-    """
-    try:
-        parts = urlsplit(url)
-        database = parts.path.strip("/")
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ValueError("use redis://[[user]:password@]host[:port][/database] or rediss://…")
-        if database and not (database.isascii() and database.isdigit()):
-            raise ValueError(f"{database!r} is no number of a database")
-        parts.hostname.encode("idna")
-        pool: Any = ConnectionPool.from_url(url, redis_connect_func=connected, **options)
-        pool.make_connection()  # built, not opened: an option that does not exist shows here
-    except (ValueError, TypeError, exceptions.RedisError) as error:
-        raise ConfigurationError(f"FEEDBACK_STORE: {error}") from None
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}/{database}", pool
-
-
-def _receive(connection: Any) -> Any:
-    """The next reply; an error reply is returned, since the connection is in order."""
-    try:
-        return connection.read_response()
-    except exceptions.ResponseError as error:
-        return error
-
-
-def _ask(connection: Any, *words: str) -> Any:
-    """The reply to a question that a server need not answer; None where it does not."""
-    connection.send_command(*words, check_health=False)
-    reply = _receive(connection)
-    return None if isinstance(reply, exceptions.ResponseError) else reply
-
-
-def _check(promise: Promise, kept: Any) -> None:
-    """Raises StoreUnavailable where `kept`, the answer of WAIT or WAITAOF, is too little."""
-    if isinstance(kept, Exception):
-        raise StoreUnavailable("durability", f"{promise.words[0]}: {kept}")
-    counts = kept if isinstance(kept, (list, tuple)) else (kept,)
-    if any(count < least for count, least in zip(counts, promise.least, strict=True)):
-        raise StoreUnavailable("durability", f"{promise.words}: reached only {tuple(counts)}")
-
-
-def _kind(error: BaseException) -> str:
-    """A label of few values for what went wrong."""
-    for kind, classes in _KINDS:
-        if isinstance(error, classes):
-            return kind
-    for kind, signs in _SIGNS:
-        if any(sign in str(error) for sign in signs):
-            return kind
-    return "other"
-
-
-_KINDS: tuple[tuple[str, tuple[type[BaseException], ...]], ...] = (
-    (
-        "auth",
-        (
-            exceptions.AuthenticationError,
-            exceptions.AuthorizationError,
-            exceptions.AuthenticationWrongNumberOfArgsError,
-            exceptions.NoPermissionError,
-        ),
-    ),
-    ("loading", (exceptions.BusyLoadingError,)),
-    ("readonly", (exceptions.ReadOnlyError,)),
-    ("oom", (exceptions.OutOfMemoryError,)),
-    ("timeout", (exceptions.TimeoutError,)),
-    (
-        "cluster",
-        (
-            exceptions.ClusterError,
-            exceptions.RedisClusterException,
-            exceptions.AskError,
-            exceptions.TryAgainError,
-        ),
-    ),
-    ("unreachable", (exceptions.ConnectionError, OSError, UnicodeError)),
-)
-_SIGNS = (  # of errors that Redis 6 wraps in its own words, or that redis-py does not know
-    ("oom", ("OOM",)),
-    ("readonly", ("READONLY", "MISCONF")),
-    ("durability", ("NOREPLICAS",)),
-    ("auth", ("NOPERM", "can't run this command")),
-)
-
-
-# --- the store -------------------------------------------------------------------------------
+COMMIT, LOAD, RESTART, SWEEP = map(_script, ("commit", "load", "restart", "sweep"))
 
 
 class Known(NamedTuple):
-    """The last commit of a model that the mirror is whole up to."""
+    """A model's last commit of those without a gap that the mirror holds."""
 
     epoch: str = ""
     sequence: int = 0
@@ -476,12 +100,24 @@ class Share:
     places: list[int] = field(default_factory=list)
     """Where in the batch they stand."""
     fresh: set[bytes] = field(default_factory=set)
-    """The digests that are new, as far as is known."""
-    fresh_epoch: str = ""
-    digests: list[bytes] = field(default_factory=list)
-    """The digests sent, in order."""
-    verdicts: list[bool] = field(default_factory=list)
+    """Their digests, less those that turned out to be known; some entries have none."""
     delta: Delta = field(default_factory=Delta)
+    verdicts: list[bool] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    """The digests of `delta`, in order."""
+    epoch: str = ""
+    """The epoch that begins if the model has none."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a server tells of a model; `whole`, or only what changed since it was known."""
+
+    known: Known
+    whole: bool = False
+    panes: dict[str, Vector] = field(default_factory=dict)
+    gauges: list[tuple[str, str]] = field(default_factory=list)
+    constants: list[tuple[str, str]] = field(default_factory=list)
 
 
 class RedisStore:
@@ -495,19 +131,20 @@ class RedisStore:
         self._mirror = Mirror()
         self._known: dict[str, Known] = {}
         self._behind: set[str] = set()
-        self._suspect: set[str] = set()
-        self._renew: dict[str, str] = {}
+        self._suspects: set[str] = set()
+        self._fallen: dict[str, str] = {}
         self._listed: set[str] = set()
-        self._birth: Any = None
+        self._birth: bytes = b""
         self._change = 0
         self._histories = 0
-        self._next_look = 0.0
-        self._seen = 0
-        self._count_again = 0.0
         self._swept = 0
+        self._seen = 0
+        self._next_look = 0.0
+        self._next_count = 0.0
         self._checked = False
+        self._stamped = False
         self.losses = 0
-        """How often a model's data turned out to be lost."""
+        """How often the data of a model turned out to be lost."""
         try:
             self._look()
         except StoreUnavailable as error:
@@ -517,19 +154,15 @@ class RedisStore:
     # --- the contract ------------------------------------------------------------------------
 
     def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
-        """Add what is new of `batch`, atomically for each model; see `store.Store.commit`.
+        """Add what is new of `batch`, atomically model by model; see `store.Store.commit`.
 
-        Where it raises StoreUnavailable, any of the batch may be counted: the same entries
-        committed again are then duplicates. An id is a duplicate within its model only.
+        Where it raises StoreUnavailable any of the batch may be counted; what is, is a duplicate
+        when it comes again. An id is a duplicate within its model only.
         """
-        with self._lock:
-            try:
-                self._check_format()
-                verdicts = self._commit(_shares(batch), now) if batch else self._probe(now)
-            except StoreUnavailable:
-                self._rest()
-                raise
-            if self._next_look - clock.monotonic() > CATCH_UP_SECONDS:
+        with self._lock, self._serving():
+            self._check_format(stamp=True)
+            verdicts = self._commit(_shares(batch), now) if batch else self._probe(now)
+            if self._next_look > clock.monotonic() + CATCH_UP_SECONDS:
                 self._next_look = 0.0  # the server is back
             return verdicts
 
@@ -541,86 +174,118 @@ class RedisStore:
         """
         if clock.monotonic() >= self._next_look and self._lock.acquire(False):
             try:
-                self._look()
+                with self._serving():
+                    self._look()
             except StoreUnavailable:
-                self._rest()
+                pass
             finally:
                 self._lock.release()
         with self._mirror_lock:
             return self._mirror.read()
 
     def housekeep(self, now: float) -> None:
-        """Forget expired panes, and of a few models some digests past their time."""
-        with self._lock:
+        """Forget expired panes, and digests past their time of the next few models."""
+        with self._lock, self._serving():
             with self._mirror_lock:
                 models = self._mirror.read().models
-            old = {
-                model: names
-                for model, state in models.items()
-                if (names := [_name(pane) for pane in state.panes if expired(pane, now)])
-            }
+            names = {model: _expired(state.panes, now) for model, state in models.items()}
             turn = list(models)[self._swept : self._swept + SWEEP_MODELS]
             self._swept = self._swept + SWEEP_MODELS if turn else 0
             calls = [
-                run(SWEEP, _keys(model, "seen", "panes"), now - self._ttl, SWEEP_DIGESTS, *names)
-                for model in {*turn, *old}
-                for names in (old.get(model, ()),)
+                self._sweep(model, names[model], now)
+                for model in models
+                if names[model] or model in turn
             ]
             if calls:
                 self._link.exchange(calls)
-            if old:
+            if any(names.values()):
                 with self._mirror_lock:
                     self._mirror.expire(now)
 
+    def _sweep(self, model: str, names: Sequence[str], now: float) -> Call:
+        keys = _keys(model, "seen", "panes", *(f"pane:{name}" for name in names))
+        return run(SWEEP, keys, repr(now - self._ttl), SWEEP_DIGESTS, *names)
+
     def seen(self) -> int:
-        """How many digests are remembered; counting takes a hundredth of the time at most."""
-        if clock.monotonic() >= self._count_again and self._lock.acquire(False):
+        """How many digests are remembered; counts them in a hundredth of the time at most."""
+        began = clock.monotonic()
+        if began >= self._next_count and self._lock.acquire(False):
             try:
-                began = clock.monotonic()
-                self._seen = sum(
-                    self._link.exchange([Call(key, ("ZCARD", key)) for key in self._every("seen")])
-                )
-                self._count_again = clock.monotonic() + 100 * (clock.monotonic() - began)
+                with self._serving():
+                    keys = self._every("seen")
+                    self._seen = sum(
+                        self._link.exchange([Call(key, ("ZCARD", key)) for key in keys])
+                    )
             except StoreUnavailable:
-                self._count_again = clock.monotonic() + RECOVER_SECONDS
+                pass
             finally:
                 self._lock.release()
+            self._next_count = clock.monotonic() + 100 * (clock.monotonic() - began)
         return self._seen
 
     def reset(self, model: str) -> bool:
-        """Forget all of one model but its digests; other replicas notice by the epoch."""
-        with self._lock:
+        """Forget all of one model but its digests; other replicas notice by its epoch."""
+        with self._lock, self._serving():
             for _ in range(ATTEMPTS):
                 self._load({model})
-                epoch = self._known.get(model, Known()).epoch
                 if model not in self._mirror:
                     return False
+                epoch = self._known[model].epoch
                 name, _, resets = epoch.partition(".")
-                if self._restart({model: epoch}, {model: f"{name}.{int(resets) + 1}"}, "")[0] >= 0:
+                call = self._restart(model, epoch, f"{name}.{int(resets) + 1}", "")
+                if self._link.exchange([call], durable=True)[0] >= 0:
                     self._load({model})
                     return True
-            raise StoreUnavailable("contended", f"{model}: other writers were always faster")
+            raise _contended()
 
     def close(self) -> None:
         """Close the connections."""
         with self._lock:
             self._link.close()
 
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Have readers rest after an error; what could not serve at start is unavailable now."""
+        try:
+            yield
+        except StoreUnavailable:
+            self._rest()
+            raise
+        except StoreUnusable as error:
+            self._rest()
+            raise StoreUnavailable("foreign", str(error)) from error
+
+    def _rest(self) -> None:
+        self._next_look = clock.monotonic() + RECOVER_SECONDS
+
+    def _check_format(self, stamp: bool = False) -> None:
+        """Raises StoreUnusable where a version wrote that knows more; `stamp` writes ours."""
+        if self._stamped or (self._checked and not stamp):
+            return
+        key = "fdmt:format"
+        calls = [Call(key, ("SETNX", key, FORMAT))] if stamp else []
+        number = self._link.exchange([*calls, Call(key, ("GET", key))])[-1]
+        if number not in (None, b"%d" % FORMAT):
+            raise StoreUnusable(
+                f"FEEDBACK_STORE: holds format {number.decode()}; this version reads {FORMAT}"
+            )
+        self._checked, self._stamped = True, stamp
+
     # --- one commit --------------------------------------------------------------------------
 
     def _commit(self, shares: list[Share], now: float) -> list[bool]:
-        """Commit every share; the verdicts by place in the batch."""
-        self._list(share.model for share in shares)
+        """Commit every share; the verdicts in the order of the batch."""
+        self._list([share.model for share in shares])
         if len(shares) > 1:
             self._claim(shares, now)
-        verdicts = [False] * sum(len(share.entries) for share in shares)
         todo = shares
         for _ in range(ATTEMPTS):
-            todo = self._try(todo, len(todo) < len(shares), now)
+            todo = self._send(todo, now, begun=len(todo) < len(shares))
             if not todo:
                 break
         else:
-            raise StoreUnavailable("contended", "other writers were always faster")
+            raise _contended()
+        verdicts = [False] * sum(len(share.entries) for share in shares)
         for share in shares:
             for place, verdict in zip(share.places, share.verdicts, strict=True):
                 verdicts[place] = verdict
@@ -629,27 +294,25 @@ class RedisStore:
     def _claim(self, shares: Sequence[Share], now: float) -> None:
         """Fix new constants before anything is counted.
 
-        Else ConstantsDiffer of one model could be raised when another's share was counted, and
-        its entries would be duplicates of themselves when they come again.
+        Else ConstantsDiffer could be raised for one model when another's entries are counted
+        already, and they would be duplicates of themselves when they come again.
         """
-        claims = []
+        todo = []
         for share in shares:
-            presupposed = [entry for entry in share.entries if entry.constants]
-            known = self._mirror.constants(share.model)
-            if any(entry.constants.keys() - known.keys() for entry in presupposed):
-                delta = total(presupposed)
-                claims.append(Share(share.model, delta=Delta(constants=delta.constants)))
-        todo = claims
+            known = self._mirror.constants(share.model).keys()
+            if any(entry.constants.keys() - known for entry in share.entries):
+                delta = Delta(constants=total(share.entries).constants)
+                todo.append(Share(share.model, delta=delta))
         for _ in range(ATTEMPTS):
             if not todo:
                 return
-            todo = self._try(todo, False, now)
-        raise StoreUnavailable("contended", "other writers were always faster")
+            todo = self._send(todo, now, begun=False)
+        raise _contended()
 
-    def _try(self, shares: Sequence[Share], begun: bool, now: float) -> list[Share]:
-        """Send each share as it is now known; returns those to be sent again.
+    def _send(self, shares: Sequence[Share], now: float, begun: bool) -> list[Share]:
+        """Send every share; returns those that must be sent again.
 
-        `begun` tells that shares of this batch are committed, too late for ConstantsDiffer.
+        `begun` tells that other shares of the batch are counted: too late for ConstantsDiffer.
         """
         try:
             calls = [self._plan(share, now) for share in shares]
@@ -657,15 +320,15 @@ class RedisStore:
             if begun:
                 raise StoreUnavailable("contended", f"constants changed: {error}") from None
             raise
-        again = []
-        stale = set()
+        again: list[Share] = []
+        stale: set[str] = set()
         for share, reply in zip(shares, self._link.exchange(calls, durable=True), strict=True):
             if reply[0] == b"ok":
                 self._apply(share, *reply[1:])
                 continue
             again.append(share)
             if reply[0] == b"known":
-                share.fresh -= {share.digests[int(at)] for at in reply[1].split()}
+                share.fresh.difference_update(share.digests[int(at)] for at in reply[1].split())
             else:
                 stale.add(share.model)
         if stale:
@@ -673,134 +336,351 @@ class RedisStore:
         return again
 
     def _plan(self, share: Share, now: float) -> Call:
-        """The call that commits `share`. Raises ConstantsDiffer as far as the mirror can tell."""
+        """The call that commits `share`. Raises ConstantsDiffer, as far as the mirror can tell."""
         model = share.model
-        known = self._known.get(model, Known())
         if share.entries:
             new, duplicates, share.verdicts = split(share.entries, set(share.fresh))
-            share.digests = [entry.digest for entry in new]
             share.delta = total(new, duplicates)
+            share.digests = [entry.digest for entry in new if entry.digest]
+        share.epoch = f"{secrets.token_hex(8)}.0"
         check_constants(self._mirror, share.delta)
         with_created(self._mirror, share.delta, now)
-        share.fresh_epoch = f"{secrets.token_hex(8)}.0"
         constants = share.delta.constants.get(model, {})
-        in_force = {**constants, **self._mirror.constants(model)}  # equal, perhaps 1 for 1.0
-        panes = [
-            (_name(pane), _seconds_left(pane, now), *_cells(vector))
-            for (_, pane), vector in share.delta.counters.items()
-        ]
+        in_force = {**constants, **self._mirror.constants(model)}  # equal, but perhaps 1 for 1.0
+        gauges = share.delta.gauges.get(model, {})
+        panes, groups = _grouped(share.delta, now)
+        known = self._known.get(model, Known())
+        ring = not self._link.in_cluster()
         arguments = {
             "model": model,
-            "changes": not self._link.in_cluster(),
+            "changes": ring,
             "epoch": known.epoch,
             "sequence": known.sequence,
-            "fresh": share.fresh_epoch,
+            "fresh": share.epoch,
             "now": repr(now),
             "forget": repr(now - self._ttl),
             "keep": 2 * self._ttl,
             "constants": [text for name in constants for text in (name, _json(in_force[name]))],
             "gauges": [
                 text
-                for (family, labels), gauge in share.delta.gauges.get(model, {}).items()
-                for text in (encode_key(family, labels), _text(gauge.time), _text(gauge.value))
+                for key, gauge in gauges.items()
+                for text in (encode_key(*key), repr(gauge.time), repr(gauge.value))
             ],
             "panes": panes,
+            "groups": groups,
         }
         keys = _keys(model, "meta", "panes", "constants", "gauges", "seen")
-        keys.append(CHANGES if arguments["changes"] else keys[0])
-        keys.extend(_keys(model, *(f"pane:{pane[0]}" for pane in panes)))
+        keys.append(CHANGES if ring else keys[0])
+        keys += _keys(model, *(f"pane:{name}" for name, _ in panes))
         return run(COMMIT, keys, b"".join(share.digests), orjson.dumps(arguments))
 
     def _apply(self, share: Share, sequence: int, change: int, exact: int) -> None:
         """Take what was committed into the mirror.
 
-        Where other replicas committed in between, the mirror is the sum of whole commits still,
-        but lacks theirs until the next look.
+        Where other replicas committed in between, the mirror is still a sum of whole commits,
+        but theirs are missing until the next look.
         """
-        known = self._known.get(share.model) or Known(share.fresh_epoch)
-        self._known[share.model] = known
+        known = self._known.setdefault(share.model, Known(share.epoch))
         if sequence == known.sequence + 1:
             self._known[share.model] = Known(known.epoch, sequence)
         else:
             self._behind.add(share.model)
         if change == self._change + 1:
             self._change = change
+        if change == 1:
+            self._birth = f"birth {share.epoch}".encode()
         if not exact:
-            self._suspect.add(share.model)
+            self._suspects.add(share.model)
         with self._mirror_lock:
-            for (model, pane), vector in share.delta.counters.items():
-                self._mirror.add(model, pane, vector)
+            for (model, panes), vector in share.delta.groups.items():
+                for pane in panes:
+                    self._mirror.add(model, pane, vector)
             apply_rest(self._mirror, share.delta)
             self._mirror.sequence += 1
 
     def _probe(self, now: float) -> list[bool]:
-        """Write something to every node that is known to hold a model."""
-        for key in self._link.spread(["fdmt:probe", *self._every("probe")]):
-            self._link.exchange([Call(key, ("SET", key, repr(now), "EX", 86400))], durable=True)
+        """Write to every node that a model is known on."""
+        keys = self._link.spread(["fdmt:probe", *self._every("probe")])
+        calls = [Call(key, ("SET", key, repr(now), "EX", 86400)) for key in keys]
+        self._link.exchange(calls, durable=True)
         return []
 
     def _list(self, models: Iterable[str]) -> None:
-        """Have every model listed where other replicas look, before it is first committed to."""
+        """List models of a cluster where other replicas look, before they are committed to."""
         new = [model for model in models if model not in self._listed]
-        if new:
-            if self._link.in_cluster():
-                self._link.exchange([Call(MODELS, ("SADD", MODELS, *new))])
+        if new and self._link.in_cluster():
+            self._link.exchange([Call(MODELS, ("SADD", MODELS, *new))])
             self._listed.update(new)
 
     # --- catching up -------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Load what other replicas committed, if they did."""
+        """Load what other replicas committed, if any did."""
         self._check_format()
-        changed, change = self._changed_models() if self._link.in_cluster() else self._changes()
+        if self._link.in_cluster():
+            change, changed = 0, self._changed_in_cluster()
+        else:
+            change, changed = self._changed()
         if len(self._link.histories) > self._histories:
+            self._suspects.update(self._known)
             self._histories = len(self._link.histories)
-            self._suspect.update(self._known)
         self._load(changed | self._behind)
         self._change = change
         self._next_look = clock.monotonic() + CATCH_UP_SECONDS
 
-    def _changes(self) -> tuple[set[str], int]:
-        """The models committed to since the last look, and the number of the last commit."""
+    def _changed(self) -> tuple[int, set[str]]:
+        """The number of the last commit, and the models that changed since the last look."""
         births, rows = self._link.exchange(
             [
                 Call(CHANGES, ("ZRANGEBYSCORE", CHANGES, 0, 0)),
                 Call(CHANGES, ("ZRANGEBYSCORE", CHANGES, self._change, "+inf", "WITHSCORES")),
             ]
         )
-        if (births and births[0] != self._birth) or (not rows and self._change):
-            # never read before, or not the keys that were read before
-            self._suspect.update(self._known)
-            self._birth = births[0] if births else None
-            rows = self._link.exchange(
-                [Call(CHANGES, ("ZRANGEBYSCORE", CHANGES, 0, "+inf", "WITHSCORES"))]
-            )[0]
+        birth = births[0] if births else b""
+        if birth != self._birth or (self._change and not rows):  # not the key it was
+            self._suspects.update(self._known)
+            self._birth = birth
             self._change = 0
-        numbers = {
-            row.decode(): int(number) for row, number in zip(rows[::2], rows[1::2], strict=True)
-        }
+            (rows,) = self._link.exchange(
+                [Call(CHANGES, ("ZRANGEBYSCORE", CHANGES, 0, "+inf", "WITHSCORES"))]
+            )
+        numbers = {rows[at].decode(): int(rows[at + 1]) for at in range(0, len(rows), 2)}
         changed = {model for model, number in numbers.items() if number > self._change}
-        return changed, max(numbers.values(), default=0)
+        return max(numbers.values(), default=0), changed
 
-    def _changed_models(self) -> tuple[set[str], int]:
-        """The models of a cluster whose meta is not as known."""
+    def _changed_in_cluster(self) -> set[str]:
+        """The models whose meta is not as known."""
         (members,) = self._link.exchange([Call(MODELS, ("SMEMBERS", MODELS))])
         models = list({member.decode() for member in members} | self._known.keys())
+        keys = [key for model in models for key in _keys(model, "meta")]
         metas = self._link.exchange(
-            [
-                Call(key, ("HMGET", key, "epoch", "sequence"))
-                for key in (_keys(model, "meta")[0] for model in models)
-            ]
+            [Call(key, ("HMGET", key, "epoch", "sequence")) for key in keys]
         )
         return {
             model
             for model, (epoch, sequence) in zip(models, metas, strict=True)
-            if Known((epoch or b"").decode(), int(sequence or 0)) != self._known.get(model, Known())
-        }, 0
+            if self._known.get(model, Known()) != ((epoch or b"").decode(), int(sequence or 0))
+        }
 
     def _load(self, models: Iterable[str]) -> None:
-        """Make the mirror equal the server for `models`, and for all that are suspect."""
-        todo: dict[str, Loading] = {}
-        while True:
-            for model in {*models, *self._suspect, *self._renew} - todo.keys():
-                ...
+        """Make the mirror equal the server for `models`, and for those that are suspect."""
+        todo = set(models)
+        lost: list[str] = []
+        try:
+            while todo or self._suspects or self._fallen:
+                loads = self._fetch(todo | self._suspects | self._begin_anew())
+                todo.clear()
+                lost_now = [
+                    model for model, loaded in loads.items() if self._is_lost(model, loaded)
+                ]
+                for model, loaded in loads.items():
+                    self._take(model, loaded)
+                if lost_now:
+                    lost += lost_now
+                    whole = {model for model, loaded in loads.items() if loaded.whole}
+                    self._suspects.update(self._known.keys() - whole)
+                    self._listed.clear()
+        finally:
+            if lost:
+                self.losses += len(lost)
+                logger.error("Redis lost data of %d models, one is %s", len(lost), lost[0])
+
+    def _begin_anew(self) -> set[str]:
+        """Give models whose counters fell a new `created`; returns which."""
+        fallen = list(self._fallen.items())
+        self._link.exchange(
+            [
+                self._restart(model, epoch, f"{secrets.token_hex(8)}.0", _json(clock.time()))
+                for model, epoch in fallen
+            ]
+        )
+        for model, _ in fallen:
+            del self._fallen[model], self._known[model]
+        return {model for model, _ in fallen}
+
+    def _restart(self, model: str, epoch: str, fresh: str, created: str) -> Call:
+        """The call that ends `epoch`; without `created`, it ends with nothing left."""
+        ring = not self._link.in_cluster()
+        keys = _keys(model, "meta", "panes", "constants", "gauges")
+        keys.append(CHANGES if ring else keys[0])
+        return run(RESTART, keys, model, epoch, fresh, created, int(ring), *_keys(model, "pane:"))
+
+    def _fetch(self, models: Iterable[str]) -> dict[str, Loaded]:
+        """What the server has that the mirror lacks; all of it for models that are suspect."""
+        loads = {
+            model: Loaded(
+                Known(self._known.get(model, Known()).epoch, -1)
+                if model in self._suspects
+                else self._known.get(model, Known())
+            )
+            for model in models
+        }
+        todo = list(loads)
+        while todo:
+            calls = [
+                run(
+                    LOAD,
+                    _keys(model, "meta", "panes", "constants", "gauges"),
+                    *loads[model].known,
+                    LOAD_PANES,
+                    *_keys(model, "pane:"),
+                )
+                for model in todo
+            ]
+            replies = self._link.exchange(calls)
+            todo = [
+                model
+                for model, reply in zip(todo, replies, strict=True)
+                if _take_in(loads[model], orjson.loads(reply))
+            ]
+        return loads
+
+    def _is_lost(self, model: str, loaded: Loaded) -> bool:
+        """Whether commits that were known are not in what the server has now."""
+        known = self._known.get(model)
+        if known is None or model not in self._mirror:
+            return False
+        name, _, resets = known.epoch.partition(".")
+        name_now, _, resets_now = loaded.known.epoch.partition(".")
+        if name_now != name:
+            return True
+        if int(resets_now) > int(resets):
+            return False
+        lost = resets_now != resets or loaded.known.sequence < known.sequence
+        if loaded.whole and not lost:
+            with self._mirror_lock:
+                state = self._mirror.read().models.get(model)
+            now = loaded.panes.get(_name(ALL_TIME), {})
+            lost = state is not None and value(state.all_time, "events") > value(now, "events")
+        if lost:
+            self._fallen[model] = loaded.known.epoch
+        return lost
+
+    def _take(self, model: str, loaded: Loaded) -> None:
+        """Take what was loaded into the mirror."""
+        with self._mirror_lock:
+            if loaded.whole:
+                self._mirror.forget(model)
+            for name, vector in loaded.panes.items():
+                self._mirror.replace_pane(model, _pane(name), vector)
+            for key, text in loaded.gauges:
+                time, number = text.split(" ")
+                gauge = Gauge(_number(number), _number(time))
+                self._mirror.set_gauge(model, decode_key(key), gauge)
+            if loaded.constants:
+                constants = {name: orjson.loads(text) for name, text in loaded.constants}
+                self._mirror.set_constants(model, constants)
+            self._mirror.sequence += 1
+        if loaded.known.epoch:
+            self._known[model] = loaded.known
+        else:
+            self._known.pop(model, None)
+        self._behind.discard(model)
+        self._suspects.discard(model)
+
+    def _every(self, kind: str) -> list[str]:
+        """That key of every known model."""
+        return [key for model in self._known for key in _keys(model, kind)]
+
+
+def _shares(batch: Sequence[Entry]) -> list[Share]:
+    """The batch, model by model."""
+    shares: dict[str, Share] = {}
+    for place, entry in enumerate(batch):
+        share = shares.get(entry.model)
+        if share is None:
+            share = shares[entry.model] = Share(entry.model)
+        share.entries.append(entry)
+        share.places.append(place)
+        if entry.digest:
+            share.fresh.add(entry.digest)
+    return list(shares.values())
+
+
+def _take_in(loaded: Loaded, reply: dict[str, Any]) -> bool:
+    """Add one answer of `redis_load.lua`; tells whether there is more to ask for."""
+    if int(reply["since"]) < 0:
+        loaded.whole = True
+        loaded.panes.clear()
+    for name, flat in reply["panes"]:
+        loaded.panes[name] = _vector(flat or ())
+    loaded.gauges = _pairs(reply["gauges"])
+    loaded.constants = _pairs(reply["constants"])
+    loaded.known = Known(reply["epoch"], int(reply["upto"]))
+    return bool(reply["upto"] != reply["sequence"])
+
+
+def _pairs(flat: Any) -> list[tuple[str, str]]:
+    """Field and value of a hash, of which cjson writes an empty one as {}."""
+    flat = flat or ()
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _vector(flat: Sequence[str]) -> Vector:
+    """The vector in a pane's hash."""
+    vector: Vector = {}
+    for key, text in _pairs(flat):
+        family, labels = _decode(key)
+        vector.setdefault(family, {})[labels] = _number(text)
+    return vector
+
+
+_decode = lru_cache(maxsize=65536)(decode_key)
+
+
+def _grouped(delta: Delta, now: float) -> tuple[list[Any], list[Any]]:
+    """The panes of a delta, with the seconds they live, and its vectors, as they are stored."""
+    panes = list(dict.fromkeys(pane for _, panes in delta.groups for pane in panes))
+    places = {pane: place for place, pane in enumerate(panes, 1)}
+    groups = []
+    for (_, where), vector in delta.groups.items():
+        keys: list[str] = []
+        numbers: list[str] = []
+        for family, cells in vector.items():
+            keys += [encode_key(family, labels) for labels in cells]
+            numbers += map(repr, cells.values())
+        groups.append((keys, numbers, [places[pane] for pane in where]))
+    return [(_name(pane), _seconds_left(pane, now)) for pane in panes], groups
+
+
+def _number(text: str) -> Number:
+    """The number of a stored text: a float bears a point or an exponent, an integer does not."""
+    return float(text) if "." in text or "e" in text or "n" in text else int(text)
+
+
+def _json(constant: Any) -> str:
+    return orjson.dumps(constant, option=orjson.OPT_SORT_KEYS).decode()
+
+
+@lru_cache(maxsize=4096)
+def _tag(model: str) -> str:
+    return f"{{fdmt:{quote(model)}}}"
+
+
+def _keys(model: str, *kinds: str) -> list[str]:
+    """The names of a model's keys."""
+    tag = _tag(model)
+    return [f"{tag}:{kind}" for kind in kinds]
+
+
+def _name(pane: Pane) -> str:
+    return f"{pane.width}:{pane.index}:{pane.segment}"
+
+
+def _pane(name: str) -> Pane:
+    width, index, segment = name.split(":", 2)
+    return Pane(int(width), int(index), segment)
+
+
+def _expired(panes: Iterable[Pane], now: float) -> list[str]:
+    """The names of those that no window reaches any more."""
+    return [_name(pane) for pane in panes if expired(pane, now)]
+
+
+def _seconds_left(pane: Pane, now: float) -> int:
+    """Seconds after which `windows.expired` is true of `pane`; 0 for never."""
+    return max(1, ceil((pane.index + PANES + 2) * pane.width - now)) if pane.width else 0
+
+
+def _contended() -> StoreUnavailable:
+    return StoreUnavailable("contended", "other writers were faster time and again")

@@ -16,7 +16,8 @@ Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
                                          {"counters": [[model, [[width, start, segment], …],
                                                         {key: number}], …],
                                           "gauges": {model: {key: [number, time]}},
-                                          "constants": {model: {name: value}}}
+                                          "constants": {model: {name: value}},
+                                          "dropped": [[model, [width, start, segment]], …]}
     panes(id, model, width, start, segment)
     counters(pane, key, value)           key: JSON [family, labels…]; integers stay integers
     gauges(pane, key, value, time)       last write wins; at the pane of all time
@@ -62,6 +63,8 @@ RETAIN_SECONDS = 5
 """How long a folded commit stays in the log for others to read."""
 MAX_LOG = 2000
 """Commits after which the log is folded even if nobody keeps house."""
+MAX_DROPPED = 500
+"""Expired panes that one step of housekeeping drops."""
 SWEEPS = 8
 """Passes of the purge over all digests within one time to live."""
 
@@ -147,16 +150,13 @@ class SQLiteStore:
             with_created(self._mirror, delta, now)
             sequence = self._mirror.sequence + 1
             digests = b"".join(entry.digest for entry in new)
-            connection.execute(
-                "INSERT INTO log VALUES (?, ?, ?, ?)",
-                (sequence, int(now), digests, _encode(delta)),
-            )
+            self._append(connection, sequence, now, digests, delta)
             connection.execute("COMMIT")
             with self._mirror_lock:
                 self._apply(sequence, digests, delta)
             self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG:
-                self._fold(connection, now)
+                self._try_to_fold(connection, now)
             return verdicts
 
     def read(self) -> State:
@@ -188,23 +188,21 @@ class SQLiteStore:
             begin, end = self._stretch(now)
             self._fold(connection, now)
             connection.execute("BEGIN IMMEDIATE")
+            self._catch_up(connection)
             purged = connection.execute(
                 "DELETE FROM seen WHERE digest >= ? AND digest < ? AND time < ?",
                 (begin, end, int(now - self._ttl)),
             ).rowcount
-            old = connection.execute(
-                f"SELECT id FROM panes WHERE width > 0 AND (start + {PANES + 2}) * width <= ? "
-                "LIMIT 500",
-                (now,),
-            ).fetchall()
             if purged:
                 connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
-            for table, column in (("counters", "pane"), ("panes", "id")):
-                connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", old)
+            delta, sequence = self._drop(connection, now), self._mirror.sequence + 1
+            if delta.dropped:
+                self._append(connection, sequence, now, b"", delta)
             connection.execute("COMMIT")
             self._seen -= purged
-            with self._mirror_lock:
-                self._mirror.expire(now)
+            if delta.dropped:
+                with self._mirror_lock:
+                    self._apply(sequence, b"", delta)
 
     def seen(self) -> int:
         """How many digests are remembered, as far as this process knows."""
@@ -233,11 +231,7 @@ class SQLiteStore:
         with self._lock:
             if self._connection is None:
                 return
-            try:
-                with self._guard():
-                    self._fold(self._connection, clock.time())
-            except StoreUnavailable:
-                pass  # the log is as durable as the tables
+            self._try_to_fold(self._connection, clock.time())
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -252,8 +246,36 @@ class SQLiteStore:
         rows = connection.execute(_SEEN, (b"".join(unknown), places)).fetchall()
         return unknown.difference(digest for (digest,) in rows)
 
+    def _append(
+        self,
+        connection: sqlite3.Connection,
+        sequence: int,
+        now: float,
+        digests: bytes,
+        delta: Delta,
+    ) -> None:
+        """Append one row to the log, within the transaction that is open."""
+        row = (sequence, int(now), digests, _encode(delta))
+        connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", row)
+
+    def _drop(self, connection: sqlite3.Connection, now: float) -> Delta:
+        """Delete some panes that no window reaches; every process drops them at this commit."""
+        old = connection.execute(
+            "SELECT id, model, width, start, segment FROM panes "
+            f"WHERE width > 0 AND (start + {PANES + 2}) * width <= ? LIMIT {MAX_DROPPED}",
+            (now,),
+        ).fetchall()
+        for table, column in (("counters", "pane"), ("panes", "id")):
+            connection.executemany(
+                f"DELETE FROM {table} WHERE {column} = ?", [(id,) for id, *_ in old]
+            )
+        return Delta(dropped=[(model, Pane(*pane)) for _, model, *pane in old])
+
     def _apply(self, sequence: int, digests: bytes, delta: Delta) -> None:
         """Take one commit into the mirror; in every process in the order of the log."""
+        for model, pane in delta.dropped:
+            self._mirror.drop(model, pane)
+            self._ids.pop((model, pane), None)
         for (model, panes), vector in delta.groups.items():
             for pane in panes:
                 self._mirror.add(model, pane, vector)
@@ -295,25 +317,24 @@ class SQLiteStore:
 
     def _load(self, connection: sqlite3.Connection) -> None:
         """Forget everything and take the tables, which are as of the last fold."""
+        panes, counters, gauges, constants = [
+            connection.execute(f"SELECT * FROM {table}").fetchall()
+            for table in ("panes", "counters", "gauges", "constants")
+        ]  # all of them, before anything is forgotten: reading can fail
+        homes = {id: (model, Pane(*pane)) for id, model, *pane in panes}
+        vectors: dict[int, Vector] = {id: {} for id in homes}
+        for id, key, number in counters:
+            family, labels = _known_key(key)
+            vectors[id].setdefault(family, {})[labels] = number
         self._mirror.clear()
         self._recent.clear()
         self._ids.clear()
-        homes: dict[int, tuple[str, Pane]] = {}
-        vectors: dict[int, Vector] = {}
-        for id, model, *pane in connection.execute(
-            "SELECT id, model, width, start, segment FROM panes"
-        ):
-            homes[id] = (model, Pane(*pane))
-            vectors[id] = {}
-        for id, key, number in connection.execute("SELECT pane, key, value FROM counters"):
-            family, labels = _known_key(key)
-            vectors[id].setdefault(family, {})[labels] = number
         for id, vector in vectors.items():
             self._ids[homes[id]] = id
             self._mirror.replace_pane(*homes[id], vector)
-        for id, key, number, time in connection.execute("SELECT * FROM gauges"):
+        for id, key, number, time in gauges:
             self._mirror.set_gauge(homes[id][0], _known_key(key), Gauge(number, time))
-        for id, name, text in connection.execute("SELECT * FROM constants"):
+        for id, name, text in constants:
             self._mirror.set_constants(homes[id][0], {name: orjson.loads(text)})
 
     # --- the fold ----------------------------------------------------------------------------
@@ -329,6 +350,14 @@ class SQLiteStore:
         self._folded = self._mirror.sequence
         self._recent.clear()
         (self._seen,) = connection.execute("SELECT seen FROM meta").fetchone()
+
+    def _try_to_fold(self, connection: sqlite3.Connection, now: float) -> None:
+        """Fold, or leave it to the next one: the log is as durable as the tables."""
+        try:
+            with self._guard():
+                self._fold(connection, now)
+        except StoreUnavailable:
+            pass
 
     def _fold_rows(self, connection: sqlite3.Connection, now: float) -> None:
         """Write the sums that the log's rows touched, and their digests; prune the log."""
@@ -510,6 +539,7 @@ def _encode(delta: Delta) -> str:
                 for model, gauges in delta.gauges.items()
             },
             "constants": delta.constants,
+            "dropped": [(model, tuple(pane)) for model, pane in delta.dropped],
         }
     ).decode()
 
@@ -524,6 +554,7 @@ def _decode(text: str) -> Delta:
             family, labels = _known_key(key)
             vector.setdefault(family, {})[labels] = number
         delta.groups[model, tuple(Pane(*pane) for pane in panes)] = vector
+    delta.dropped = [(model, Pane(*pane)) for model, pane in stored["dropped"]]
     for model, gauges in stored["gauges"].items():
         delta.gauges[model] = {_known_key(key): Gauge(*gauge) for key, gauge in gauges.items()}
     return delta

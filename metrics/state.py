@@ -57,6 +57,8 @@ class Delta:
     """What is added, once for all the panes it is added to."""
     gauges: dict[str, dict[GaugeKey, Gauge]] = field(default_factory=dict)
     constants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: list[tuple[str, Pane]] = field(default_factory=list)
+    """Panes that no window reaches any more, and that are forgotten."""
 
     @cached_property
     def counters(self) -> dict[tuple[str, Pane], Vector]:
@@ -199,6 +201,11 @@ class Mirror:
         """Drop all that is known of `model`."""
         self._copy = None
         self._models.pop(model, None)
+
+    def drop(self, model: str, pane: Pane) -> None:
+        """Drop one pane of `model`, if it is known."""
+        if self.vector(model, pane) is not None:
+            del self._own(model).panes[pane]
 
     def clear(self) -> None:
         """Drop everything: the store's content is about to be read anew."""

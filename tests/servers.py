@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -61,7 +62,12 @@ class RedisServer:
     def __init__(self, **settings: Any) -> None:
         self.port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="fdmt-redis-"))
-        self.settings: dict[str, Any] = {"save": "''", "appendonly": "no", **settings}
+        self.settings: dict[str, Any] = {
+            "save": "''",
+            "appendonly": "no",
+            "repl_diskless_sync_delay": 0,
+            **settings,
+        }
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -99,7 +105,7 @@ class RedisServer:
                 parts += [b"$%d\r\n%s\r\n" % (len(text), text) for text in texts]
                 connection.sendall(b"".join(parts))
                 reply = reader.readline().decode().strip()
-                if reply.startswith("$"):
+                if reply.startswith("$") and reply != "$-1":
                     reply = " " + reader.read(int(reply[1:]) + 2).decode().strip()
             reader.close()
             return reply[1:]
@@ -137,14 +143,14 @@ class RedisServer:
 
 
 @contextmanager
-def redis_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
+def redis_cluster(nodes: int = 3, **settings: Any) -> Iterator[list[RedisServer]]:
     """A cluster of that many masters that share the slots."""
-    servers = [RedisServer(cluster_enabled="yes") for _ in range(nodes)]
+    servers = [RedisServer(cluster_enabled="yes", **settings) for _ in range(nodes)]
     try:
         for at, server in enumerate(servers):
             server.start()
             slots = range(at * 16384 // nodes, (at + 1) * 16384 // nodes)
-            server.ask("CLUSTER", "ADDSLOTSRANGE", slots[0], slots[-1])
+            server.ask("CLUSTER", "ADDSLOTS", *slots)
             server.ask("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
         for server in servers:
             _await_cluster(server, nodes)
@@ -165,25 +171,40 @@ def _await_cluster(server: RedisServer, nodes: int) -> None:
 
 
 class CutWire:
-    """A TCP proxy in front of a server that loses replies: `cut` says of which commands.
+    """A TCP proxy in front of a server, which ends a connection when it is told to.
 
-    The command is passed on whole; of its reply nothing comes back, and the connection ends.
+    `cut_after` packets from a client, the next is lost, and with it the connection; or, where
+    `lose_replies`, the server still receives and executes it, but no reply comes back.
     """
 
-    def __init__(self, port: int) -> None:
-        self.cut = b""
-        """A command that contains this is the last one of its connection; empty for none."""
+    def __init__(self, port: int, lose_replies: bool = True) -> None:
+        self.lose_replies = lose_replies
+        self.cut_after = -1
+        """Negative for never."""
         self.cuts = 0
+        self.wrap: ssl.SSLContext | None = None
+        """With it, clients speak TLS to the proxy; the server never does."""
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"redis://127.0.0.1:{self.port}"
 
     def close(self) -> None:
         """Accept no more connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def __enter__(self) -> CutWire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _accept(self) -> None:
         while True:
@@ -194,22 +215,31 @@ class CutWire:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """Pass on what either side sends, until a command is to be cut off."""
+        if self.wrap:
+            try:
+                client = self.wrap.wrap_socket(client, server_side=True)
+            except OSError:
+                return
         with client, socket.create_connection(("127.0.0.1", self._target)) as server:
-            threading.Thread(target=_pour, args=(server, client), daemon=True).start()
+            mute = threading.Event()
+            threading.Thread(target=_pour, args=(server, client, mute), daemon=True).start()
             with suppress(OSError):
                 while data := client.recv(1 << 20):
-                    if self.cut and self.cut in data:
+                    self.cut_after -= 1
+                    if self.cut_after == -1:
                         self.cuts += 1
-                        client.shutdown(socket.SHUT_RDWR)  # before the reply can come
-                        server.sendall(data)
-                        time.sleep(0.05)  # the server executes it
+                        if self.lose_replies:
+                            mute.set()
+                            server.sendall(data)
+                            time.sleep(0.05)  # it is executed
+                        client.shutdown(socket.SHUT_RDWR)
                         return
                     server.sendall(data)
 
 
-def _pour(source: socket.socket, target: socket.socket) -> None:
+def _pour(source: socket.socket, target: socket.socket, mute: threading.Event) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 20):
-            target.sendall(data)
+            if not mute.is_set():
+                target.sendall(data)
         target.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ LAYERS = (
     {"model_settings", "state"},
     {"evaluators"},
     {"scores"},
-    {"store", "sqlite_store", "redis_store", "events", "server_stats"},
+    {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"},
     {"committer", "config", "models_file", "sink"},
     {"app"},
     {"exposition", "pages", "dashboard"},

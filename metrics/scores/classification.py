@@ -7,14 +7,13 @@ confusion matrix has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
+from typing import NamedTuple
 
 from .ratio import mean, ratio, weighted_mean
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """One class against the rest of `rows` rows."""
 
     name: str
@@ -56,7 +55,8 @@ class Counts:
 
     def specificity(self) -> float | None:
         """TN / (TN + FP); undefined where every truth was of this class."""
-        return ratio(self.rejections, self.rejections + self.alarms)
+        negatives = self.rows - self.hits - self.misses
+        return ratio(negatives - self.alarms, negatives)
 
     def f1(self) -> float | None:
         """2 TP / (2 TP + FP + FN); undefined where the class was never seen."""
@@ -137,9 +137,10 @@ def agreement(classes: Sequence[Counts], rows: int) -> dict[str, float | None]:
     both have but the same one.
     """
     hits = sum(each.hits for each in classes)
-    chance = sum(each.support * each.predicted for each in classes)
-    truths = rows * rows - sum(each.support**2 for each in classes)
-    predictions = rows * rows - sum(each.predicted**2 for each in classes)
+    totals = [(each.support, each.predicted) for each in classes]
+    chance = sum(support * predicted for support, predicted in totals)
+    truths = rows * rows - sum(support * support for support, _ in totals)
+    predictions = rows * rows - sum(predicted * predicted for _, predicted in totals)
     return {
         "accuracy": ratio(hits, rows),
         "balanced_accuracy": mean(each.recall() for each in classes),

@@ -8,6 +8,7 @@ pairs within a bin make the bounds. Source: Bouckaert 2006; statistics in docs/s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import log1p
 from typing import NamedTuple
 
@@ -43,11 +44,6 @@ def rank(histogram: Histogram) -> Ranked:
         roc_auc(histogram),
         average_precision(histogram),
     )
-
-
-def mirrored(histogram: Histogram) -> Histogram:
-    """The other class's histogram, where there are two: its scores are one less the given ones."""
-    return {-bin: [positives, negatives] for bin, (negatives, positives) in histogram.items()}
 
 
 def mean_bounded(
@@ -88,8 +84,9 @@ def average_precision(histogram: Histogram) -> Bounded | None:
     for bin in sorted(histogram, reverse=True):
         n, p = histogram[bin]
         if p:
-            high += p * (true + p) / (true + p + false)
-            low += _precision_sum(true, p, false + n)
+            best = p * (true + p) / (true + p + false)
+            high += best
+            low += min(best, _precision_sum(true, p, false + n))
         true += p
         false += n
     if not true:
@@ -126,16 +123,23 @@ def _precision_sum(true: int, positives: int, false: int) -> float:
 
 def _harmonic_difference(start: int, end: int) -> float:
     """1/(start+1) + … + 1/end, in constant time."""
-    if end - start <= 32:
-        return sum(1 / i for i in range(start + 1, end + 1))
-    if start < 32:
-        return _harmonic_difference(start, 32) + _harmonic_difference(32, end)
+    exact = HARMONIC[min(end, _EXACT)] - HARMONIC[min(start, _EXACT)]
+    if end <= _EXACT:
+        return exact
+    start = max(start, _EXACT)
     # the logarithm of the quotient: that of two large numbers' logarithms cancels
     logarithm = log1p((end - start) / start)
-    return logarithm - (end - start) / (2 * start * end) + _remainder(end) - _remainder(start)
+    return exact + (
+        logarithm - (end - start) / (2 * start * end) + _remainder(end) - _remainder(start)
+    )
 
 
 def _remainder(n: int) -> float:
     """The n-th harmonic number less log(n), 1/2n and Euler's constant; from 32 on to 1e-14."""
     square = n * n
     return ((1 / 120 - 1 / 252 / square) / square - 1 / 12) / square
+
+
+HARMONIC = tuple(accumulate((1 / n for n in range(1, 33)), initial=0.0))
+"""The first harmonic numbers, from the 0th."""
+_EXACT = len(HARMONIC) - 1

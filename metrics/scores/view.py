@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import nsmallest
 from typing import Any
 
 from ..bins import CALIBRATION_BINS
@@ -15,7 +16,7 @@ from ..state import ModelState
 from ..windows import ALL_TIME, Pane, Window, panes_of
 from . import intervals as interval
 from .classification import Counts, agreement, averages, of_positive
-from .ranking import Bounded, Histogram, Ranked, mean_bounded, mirrored, rank
+from .ranking import Bounded, Histogram, Ranked, mean_bounded, rank
 from .ratio import mean, ratio
 from .regression import Output, error_bounds, outputs_of
 
@@ -23,12 +24,14 @@ MAX_MATRIX = 50
 """Classes up to which a view holds the whole confusion matrix."""
 MAX_CLASSES_SHOWN = 100
 """Classes a view lists; of more, those with the largest support."""
+_MANY_CELLS = 200
+"""From as many cells of score histograms numpy pays."""
 TOP_CONFUSIONS = 20
 ALL = "all"
 """The name of the window that is all time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Naming:
     """Class keys -> the names shown, and which classes exist although no row was of them."""
 
@@ -37,16 +40,15 @@ class Naming:
 
     def __call__(self, key: str) -> str:
         """The name of a class: its column's, or the label as written."""
-        if key.isascii() and key.isdigit() and int(key) < len(self.names):
-            return self.names[int(key)]
-        return key
+        return self._names.get(key, key)
 
     def order(self, name: str) -> tuple[int, float, str]:
         """Sort key: columns first, then numbers, then words, the folded rest last."""
         if name == OTHER:
             return 3, 0, name
-        if name in self.names:
-            return 0, self.names.index(name), name
+        column = self._columns.get(name)
+        if column is not None:
+            return 0, column, name
         try:
             return 1, float(name), name
         except ValueError:
@@ -55,6 +57,14 @@ class Naming:
     def known(self, most: int) -> Iterable[str]:
         """The names of the columns ever seen, of the first `most` of them."""
         return (self(str(column)) for column in range(min(self.columns, most)))
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {str(column): name for column, name in enumerate(self.names)}
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: column for column, name in enumerate(self.names)}
 
 
 def naming(state: ModelState, settings: ModelSettings) -> Naming:
@@ -106,8 +116,10 @@ class Scored:
         if self.task != "multilabel":
             rows = sum(hits + misses for hits, misses, _ in counts.values())
         return [
-            Counts(name, counts[name][0], counts[name][1], counts[name][2], rows)
-            for name in sorted(counts, key=self.naming.order)
+            Counts(name, hits, misses, alarms, rows)
+            for name, (hits, misses, alarms) in sorted(
+                counts.items(), key=lambda item: self.naming.order(item[0])
+            )
         ]
 
     @cached_property
@@ -119,26 +131,61 @@ class Scored:
             cells[cell] = cells.get(cell, 0) + int(number)
         return cells
 
+    @property
+    def _has_aliases(self) -> bool:
+        """Whether a class was counted by its name before its column was known."""
+        families = ("false_negatives", "false_positives")
+        cells = [self.vector.get(family, {}) for family in families]
+        return any((name,) in each for each in cells for name in self.naming.names)
+
+    def top_confusions(self, most: int) -> list[tuple[tuple[str, str], int]]:
+        """The largest cells off the diagonal; of equal ones the first by name."""
+        if self._has_aliases:
+            named = self.confusion
+        else:  # only what is as large as the smallest of them is worth a name
+            cells = self.vector.get("confusion", {})
+            least = min(sorted(cells.values())[-most - 1 :], default=0)
+            named = {
+                (self.naming(truth), self.naming(prediction)): int(number)
+                for (truth, prediction), number in cells.items()
+                if number >= least
+            }
+        wrong = (item for item in named.items() if item[0][0] != item[0][1])
+        return nsmallest(most, wrong, key=lambda item: (-item[1], item[0]))
+
     @cached_property
     def histograms(self) -> dict[str, Histogram]:
-        """Class name -> its histogram of scores; {} where none is kept.
-
-        Of two classes the positive one has it: the second, or the one that the settings name.
-        """
-        if self.naming.columns > MAX_SCORED_CLASSES:
-            return {}
+        """Class name -> its histogram of scores; {} where none is kept."""
         histograms: dict[str, Histogram] = {}
-        for (key, bin, positive), number in self.vector.get("scores", {}).items():
+        for (key, bin, positive), number in self._score_cells.items():
             cells = histograms.setdefault(self.naming(key), {}).setdefault(int(bin), [0, 0])
             cells[positive == "1"] += int(number)
-        if self.task == "binary" and self.settings.positive == 0:
-            return {self.naming("0"): mirrored(each) for each in histograms.values()}
         return histograms
 
     @cached_property
     def ranked(self) -> dict[str, Ranked]:
         """Class name -> what its histogram tells."""
-        return {name: rank(histogram) for name, histogram in self.histograms.items()}
+        if len(self._score_cells) < _MANY_CELLS:
+            return {name: rank(histogram) for name, histogram in self.histograms.items()}
+        from .arrays import rank_all
+
+        return {self.naming(key): each for key, each in rank_all(self._score_cells).items()}
+
+    @cached_property
+    def _score_cells(self) -> Mapping[Labels, Number]:
+        """(class, bin, positive) -> rows; of two classes the positive one has them.
+
+        That is the second, or the one that the settings name: its scores are one less the other's.
+        """
+        cells = self.vector.get("scores", {})
+        if self.naming.columns > MAX_SCORED_CLASSES:
+            return {}
+        if self.task == "binary" and self.settings.positive == 0:
+            return {
+                ("0", str(-int(bin)), "0" if positive == "1" else "1"): number
+                for (_, bin, positive), number in cells.items()
+            }
+        return cells
 
     @cached_property
     def outputs(self) -> list[Output]:
@@ -397,12 +444,10 @@ def _confusions(scored: Scored) -> dict[str, Any]:
     """The matrix (rows: truth, columns: prediction), or past MAX_MATRIX the largest confusions."""
     labels = [each.name for each in scored.classes]
     if len(labels) > MAX_MATRIX:
-        wrong = [(n, pair) for pair, n in scored.confusion.items() if pair[0] != pair[1]]
-        wrong.sort(key=lambda item: (-item[0], item[1]))
         return {
             "top_confusions": [
                 {"truth": truth, "prediction": prediction, "count": n}
-                for n, (truth, prediction) in wrong[:TOP_CONFUSIONS]
+                for (truth, prediction), n in scored.top_confusions(TOP_CONFUSIONS)
             ]
         }
     cells = scored.confusion
