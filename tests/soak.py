@@ -1,13 +1,15 @@
 """The crash supervisor: feedback at full rate, duplicates injected, SIGKILL at random moments.
 
-`python -m tests.soak --cycles 2000` prints one line: cycles, events, lost, double counted. A short
-run is part of `make test` (tests/test_crash.py). Every event is sent until it is acknowledged, some
-again after that, and at the end every cell of the confusion matrix must hold exactly its events.
+`python -m tests.soak` prints one line: cycles, events, lost, double counted; `--store redis` keeps
+state in Redis, `--kill redis` kills that instead of the function. A short run is part of `make test`
+(tests/test_crash.py). Every event is sent until it is acknowledged, some again after that, and at
+the end every cell of the confusion matrix must hold exactly its events.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
@@ -23,6 +25,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .servers import RedisServer
 
 ROOT = Path(__file__).parent.parent
 LABELS = 30
@@ -243,9 +247,14 @@ def judge(function: Function, traffic: Traffic, cycles: int) -> Verdict:
 
 
 def crash(
-    store: str, cycles: int, seed: int = 0, progress: bool = False, **variables: str
+    store: str,
+    cycles: int,
+    seed: int = 0,
+    progress: bool = False,
+    redis: RedisServer | None = None,
+    **variables: str,
 ) -> Verdict:
-    """Kill the function `cycles` times under load, at random moments; what came of it."""
+    """Kill the function, or `redis`, `cycles` times under load at random moments."""
     chance = random.Random(seed)
     function = Function(store, **variables)
     traffic = Traffic([function.port], seed=seed)
@@ -262,8 +271,11 @@ def crash(
         time.sleep(chance.uniform(0, 0.1))
         if not function.running():
             traffic.errors.append("the function ended by itself")
-        function.signal(signal.SIGKILL)
-        function.start()
+        if redis is None:
+            function.signal(signal.SIGKILL)
+            function.start()
+        else:
+            redis.restart()
         if progress and cycle % 100 == 99:
             print(f"{cycle + 1} cycles, {traffic.acknowledged} events", flush=True)
     traffic.stop()
@@ -281,14 +293,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    parser.add_argument("--store", help="a store's URL; a new SQLite file if not given")
+    parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite")
+    parser.add_argument("--kill", choices=("function", "redis"), default="function")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        store = options.store or f"sqlite:///{directory}/feedback.db"
-        print(f"store={store} seed={options.seed}", flush=True)
+    server = None
+    with contextlib.ExitStack() as stack:
+        if options.store == "redis":
+            server = stack.enter_context(RedisServer(appendonly="yes", appendfsync="always"))
+            store = server.url
+        else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
+            store = f"sqlite:///{directory}/feedback.db"
+        print(f"store={options.store} kill={options.kill} seed={options.seed}", flush=True)
         verdict = crash(
-            store, options.cycles, options.seed, True, WEB_CONCURRENCY=str(options.workers)
+            store,
+            options.cycles,
+            options.seed,
+            True,
+            server if options.kill == "redis" else None,
+            WEB_CONCURRENCY=str(options.workers),
         )
     print(verdict)
     for error in verdict.errors[:20]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from .servers import RedisServer
 from .soak import Function, Traffic, crash, judge
 
 
@@ -25,12 +26,53 @@ def _until_acknowledged(traffic: Traffic, more: int) -> None:
     assert traffic.acknowledged >= target
 
 
+def _all_exact(functions: list[Function], traffic: Traffic) -> None:
+    """Each sees the others' commits within a second, and all tell the same, right numbers."""
+    deadline = time.monotonic() + 5
+    verdicts = [judge(function, traffic, 0) for function in functions]
+    while not all(verdict.exact for verdict in verdicts) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        verdicts = [judge(function, traffic, 0) for function in functions]
+    assert all(verdict.exact for verdict in verdicts), verdicts
+
+
 def test_sigkill_at_random_moments_loses_and_doubles_nothing(store: str) -> None:
     """A short run of the soak: `make soak` runs thousands of cycles."""
     verdict = crash(store, cycles=10, seed=11)
     assert verdict.exact, verdict
     assert verdict.events > 50
     assert verdict.repeated > 0
+
+
+def test_sigkill_of_the_function_on_redis_loses_and_doubles_nothing() -> None:
+    """The same with the state in Redis."""
+    with RedisServer(appendonly="yes", appendfsync="everysec") as server:
+        verdict = crash(server.url, cycles=6, seed=21)
+    assert verdict.exact, verdict
+
+
+def test_sigkill_of_redis_that_fsyncs_always_loses_and_doubles_nothing() -> None:
+    """Redis itself is killed: what it acknowledged was in its log."""
+    with RedisServer(appendonly="yes", appendfsync="always") as server:
+        verdict = crash(server.url, cycles=6, seed=22, redis=server)
+    assert verdict.exact, verdict
+
+
+def test_three_servers_on_one_redis_are_exact_under_load() -> None:
+    """Three replicas share one Redis, duplicates spread over all of them."""
+    with RedisServer() as server:
+        functions = [Function(server.url) for _ in range(3)]
+        traffic = Traffic([function.port for function in functions], duplicates=0.3)
+        try:
+            for function in functions:
+                function.start()
+            traffic.start()
+            _until_acknowledged(traffic, 400)
+            traffic.stop()
+            _all_exact(functions, traffic)
+        finally:
+            for function in functions:
+                function.signal(signal.SIGKILL)
 
 
 def test_two_servers_on_one_file_are_exact_under_load(store: str) -> None:
@@ -43,14 +85,7 @@ def test_two_servers_on_one_file_are_exact_under_load(store: str) -> None:
         traffic.start()
         _until_acknowledged(traffic, 600)
         traffic.stop()
-        deadline = time.monotonic() + 5
-        verdicts = []
-        while time.monotonic() < deadline:  # each sees the other's commits within a second
-            verdicts = [judge(function, traffic, 0) for function in (first, second)]
-            if all(verdict.exact for verdict in verdicts):
-                break
-            time.sleep(0.1)
-        assert all(verdict.exact for verdict in verdicts), verdicts
+        _all_exact([first, second], traffic)
     finally:
         first.signal(signal.SIGKILL)
         second.signal(signal.SIGKILL)
