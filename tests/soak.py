@@ -1,7 +1,7 @@
 """The crash supervisor: feedback at full rate, duplicates injected, SIGKILL at random moments.
 
 `python -m tests.soak` prints one line: cycles, events, lost, double counted; `--store redis` keeps
-state in Redis, `--kill redis` kills that instead of the function. A short run is part of `make test`
+state in Redis, `--kill redis` kills that instead of the function. A short run is in `make test`
 (tests/test_crash.py). Every event is sent until it is acknowledged, some again after that, and at
 the end every cell of the confusion matrix must hold exactly its events.
 """
