@@ -170,15 +170,19 @@ class App:
             )
             return self.answer(request, await waiter)
         except Refused as error:
-            waiter = asyncio.get_running_loop().create_future()
-            try:
-                self.committer.submit(Work([self._rejection(headers)], partial(_later, waiter)))
-                await waiter
-            except Unavailable:
-                pass  # the answer stays: no retry can mend the event
-            return problem(error)
+            return await self.refuse(error)
         except Exception as error:
             return problem(error)
+
+    async def refuse(self, error: Refused) -> Response:
+        """The answer to an event that can never be counted, once it is counted as rejected."""
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            self.committer.submit(Work([self._rejection(error)], partial(_later, waiter)))
+            await waiter
+        except Unavailable:
+            pass  # the answer stays: no retry can mend the event
+        return problem(error)
 
     def post_sync(self, headers: Mapping[str, str], body: bytes) -> Response:
         """The answer to `POST /`, for a host that gives each request a thread."""
@@ -189,13 +193,17 @@ class App:
             verdict = self._commit([each.entry for each in request.counted])
             return self.answer(request, verdict)
         except Refused as error:
-            try:
-                self._commit([self._rejection(headers)])
-            except Unavailable:
-                pass  # the answer stays: no retry can mend the event
-            return problem(error)
+            return self.refuse_sync(error)
         except Exception as error:
             return problem(error)
+
+    def refuse_sync(self, error: Refused) -> Response:
+        """`refuse`, for a host that gives each request a thread."""
+        try:
+            self._commit([self._rejection(error)])
+        except Unavailable:
+            pass  # the answer stays: no retry can mend the event
+        return problem(error)
 
     def _commit(self, entries: list[Entry]) -> Any:
         done = threading.Event()
@@ -220,14 +228,21 @@ class App:
         events, is_batch = read_events(headers, body)
         request = Request(batch=is_batch)
         arrival = self.now()
-        for event in events:
-            if event.type and event.type not in self.settings.accept_types:
-                continue
-            request.counted.append(Counted(event, self._entry(event, arrival)))
+        try:
+            for event in events:
+                if event.type and event.type not in self.settings.accept_types:
+                    continue
+                request.counted.append(Counted(event, self._entry(event, arrival)))
+        except Refused:
+            for counted in request.counted:  # labels of theirs are not in use after all
+                self._labels.pop(counted.entry.model, None)
+            raise
         return request
 
     def answer(self, request: Request, verdict: Any) -> Response:
         """The answer once the commit told its verdict."""
+        if isinstance(verdict, Refused):
+            verdict.model = verdict.model or request.counted[0].entry.model
         if isinstance(verdict, BaseException):
             raise verdict
         self._log_processing(len(request.counted))
@@ -251,9 +266,13 @@ class App:
     def _entry(self, event: Event, arrival: float) -> Entry:
         """Decode and evaluate one event under the constants that are known now."""
         model = self._model(event)
-        feedback = event.feedback()
-        known = self.store.read().constants(model)
-        return self._evaluated(event, model, feedback, arrival, known)
+        try:
+            feedback = event.feedback()
+            known = self.store.read().constants(model)
+            return self._evaluated(event, model, feedback, arrival, known)
+        except Refused as error:
+            error.model = model
+            raise
 
     def _evaluated(
         self, event: Event, model: str, feedback: Feedback, arrival: float, constants: Constants
@@ -327,7 +346,7 @@ class App:
         if model not in self._labels:
             if len(self._labels) >= self.settings.max_models:
                 known = self.store.read().models
-                for gone in [name for name in self._labels if name not in known]:
+                for gone in [name for name in tuple(self._labels) if name not in known]:
                     del self._labels[gone]
                 if len({*self._labels, *known} - {UNKNOWN}) >= self.settings.max_models:
                     logger.warning("a model past FEEDBACK_MAX_MODELS is refused: %s", model)
@@ -339,15 +358,9 @@ class App:
                 logger.warning("%s: classes past FEEDBACK_MAX_CLASSES count as __other__", model)
             known_labels |= fresh
 
-    def _rejection(self, headers: Mapping[str, str]) -> Entry:
+    def _rejection(self, error: Refused) -> Entry:
         """An entry that counts a refused event, at its model where that is known."""
-        parts = [
-            headers.get(f"ce-{name}", default)
-            for name, default in zip(_IDENTITY, self._defaults, strict=True)
-        ]
-        model = "/".join(parts)
-        if model not in self.store.read().models:
-            model = UNKNOWN
+        model = error.model if error.model in self.store.read().models else UNKNOWN
         return Entry(model, b"", (ALL_TIME,), {"rejected": {(): 1}})
 
     def _log_processing(self, events: int) -> None:
@@ -450,7 +463,7 @@ def _segments(
         text = check_label(value if type(value) is str else str(value).lower(), where)
         segment = f"{key}={text}"
         if segment not in known:
-            values = sum(each.startswith(f"{key}=") for each in known)
+            values = sum(each.startswith(f"{key}=") for each in tuple(known))
             segment = f"{key}={OTHER}" if values >= MAX_SEGMENT_VALUES else segment
             known.add(segment)
         found.append(segment)

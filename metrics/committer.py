@@ -135,7 +135,8 @@ class Committer:
             if self._interval:
                 full = self._waiting * 2 > self._max_queue and self._healthy
                 if not self._closing and not full:
-                    self._wake.wait(self._interval)
+                    until = self._interval if self._healthy else PROBE_SECONDS
+                    self._wake.wait(min(until, self._interval))
             elif not self._queue and not self._closing:
                 self._wake.wait(PROBE_SECONDS if not self._healthy else HOUSEKEEPING_SECONDS)
             if not self._queue:
@@ -164,7 +165,7 @@ class Committer:
                 for work in batch:  # only the one at fault shall suffer
                     self._commit([work])
         else:
-            self._healthy = True
+            self._recovered()
             self._tell(batch, verdicts)
 
     def _transact(self, batch: list[Work]) -> tuple[list[Work], list[Any]]:
@@ -206,6 +207,8 @@ class Committer:
                     for name, value in entry.constants.items():
                         known.setdefault(name, value)
             except Exception as error:
+                if self._interval:
+                    logger.error("an acknowledged event is not counted: %s", error)
                 self._tell([work], [error])
             else:
                 settled.append(work)
@@ -241,9 +244,12 @@ class Committer:
             self._healthy = False
             self._tally.failed(error.kind)
         else:
-            if not self._healthy:
-                logger.info("store commits again")
-            self._healthy = True
+            self._recovered()
+
+    def _recovered(self) -> None:
+        if not self._healthy:
+            logger.info("store commits again")
+        self._healthy = True
 
     def _housekeep(self) -> None:
         if clock.monotonic() - self._housekept < HOUSEKEEPING_SECONDS or not self._healthy:
@@ -253,6 +259,9 @@ class Committer:
             self._store.housekeep(self._now())
         except StoreUnavailable as error:
             logger.warning("housekeeping failed (%s): %s", error.kind, error)
+        except Exception:  # a bug; commits go on
+            logger.exception("housekeeping failed")
+            self._tally.failed("bug")
 
     def _tell(self, batch: Sequence[Work], verdicts: Sequence[Any]) -> None:
         """Tell every waiter of `batch`."""

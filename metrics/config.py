@@ -10,11 +10,13 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, Refused
 from .model_settings import PROBABILITIES, ModelSettings
+from .payload import check_label
 from .windows import Window, duration, window
 
 FEEDBACK_TYPE = "io.seldon.serving.feedback"
@@ -98,8 +100,32 @@ def _text(text: str) -> str:
     return text.strip()
 
 
+def _address(text: str) -> str:
+    """An IP address; `localhost` is one."""
+    text = text.strip()
+    return str(ip_address("127.0.0.1" if text == "localhost" else text))
+
+
+def _part(text: str) -> str:
+    """A part of a model's id."""
+    text = text.strip()
+    if "/" in text:
+        raise ValueError("must have no slash")
+    try:
+        return check_label(text, "")
+    except Refused as error:
+        raise ValueError(str(error)) from None
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _types(text: str) -> tuple[str, ...]:
+    types = _words(text)
+    if not types:
+        raise ValueError("names no type: nothing would be counted")
+    return types
 
 
 def _windows(text: str) -> tuple[Window, ...]:
@@ -176,7 +202,7 @@ def _url(text: str) -> str:
     if not text:
         return ""
     parts = urlsplit(text if "//" in text else f"http://{text}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("must be an http:// or https:// address")
     return parts.geturl()
 
@@ -189,7 +215,7 @@ _ANCESTORS_TASKS = {
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("port", "PORT", "http_port", "8080", _at_least(1, 65535), "HTTP port"),
-    Setting("host", "HOST", "host", "0.0.0.0", _text, "address to listen on"),
+    Setting("host", "HOST", "host", "0.0.0.0", _address, "address to listen on"),
     Setting(
         "workers",
         "WEB_CONCURRENCY",
@@ -384,7 +410,7 @@ SETTINGS: tuple[Setting, ...] = (
         "FEEDBACK_ACCEPT_TYPES",
         "accept_types",
         FEEDBACK_TYPE,
-        _words,
+        _types,
         "event types taken as feedback; others are answered 202",
     ),
     Setting("log_level", "LOG_LEVEL", "log_level", "INFO", _level, "logs go to stderr"),
@@ -393,7 +419,7 @@ SETTINGS: tuple[Setting, ...] = (
         "SELDON_DEPLOYMENT_NAMESPACE",
         "namespace",
         "default",
-        _text,
+        _part,
         "namespace of events that name none",
     ),
     Setting(
@@ -401,7 +427,7 @@ SETTINGS: tuple[Setting, ...] = (
         "SELDON_DEPLOYMENT_ID",
         "deployment",
         "default",
-        _text,
+        _part,
         "deployment of events that name none",
     ),
     Setting(
@@ -409,7 +435,7 @@ SETTINGS: tuple[Setting, ...] = (
         "PREDICTOR_ID",
         "predictor",
         "default",
-        _text,
+        _part,
         "predictor of events that name none",
     ),
     Setting(
@@ -417,7 +443,7 @@ SETTINGS: tuple[Setting, ...] = (
         "PREDICTIVE_UNIT_ID",
         "model",
         "default",
-        _text,
+        _part,
         "model of events that name none",
     ),
     Setting(
@@ -434,40 +460,42 @@ SETTINGS: tuple[Setting, ...] = (
 def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
     """The settings in `environ` and `flags`. Raises ConfigurationError, naming the one at fault."""
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}  # field -> the variable or flag that sets it
     for setting in SETTINGS:
         flag = (flags or {}).get(setting.flag)
         text = environ.get(setting.variable, "") if flag is None else flag
         name = setting.variable if flag is None else f"--{setting.flag}"
+        if text.strip():
+            given[setting.field] = name
         try:
             values[setting.field] = setting.read(text if text.strip() else setting.default)
         except ValueError as error:
             raise ConfigurationError(f"{name}: {text!r}: {error}") from None
-    unset = tuple(
-        not environ.get(setting.variable) and not (flags or {}).get(setting.flag)
-        for field in ("namespace", "deployment", "predictor", "model")
-        for setting in SETTINGS
-        if setting.field == field
-    )
+    unset = tuple(field not in given for field in ("namespace", "deployment", "predictor", "model"))
     settings = Settings(**values, unset_identity=unset)  # type: ignore[arg-type]
-    task = settings.task
-    if task in _ANCESTORS_TASKS:
-        settings = _as_ancestor(settings, environ)
+    if settings.task in _ANCESTORS_TASKS:
+        settings = _as_ancestor(settings, "probabilities" in given)
     for name in settings.reply_windows:
         if name not in ("all", *(each.name for each in settings.windows)):
             raise ConfigurationError(f"FEEDBACK_REPLY_WINDOWS: {name!r} is no window that is kept")
     if settings.event_type in settings.accept_types:
         raise ConfigurationError("FEEDBACK_EVENT_TYPE: is taken as feedback; events would loop")
-    settings.model_settings()  # checks what settings must agree on
+    try:
+        settings.model_settings()  # checks what settings must agree on
+    except ConfigurationError as error:
+        field, _, reason = str(error).partition(": ")
+        name = given.get("top_k" if field == "k" else field, field)
+        raise ConfigurationError(f"{name}: {reason}") from None
     return settings
 
 
-def _as_ancestor(settings: Settings, environ: Mapping[str, str]) -> Settings:
+def _as_ancestor(settings: Settings, strict: bool) -> Settings:
     """The ancestor's classes: a flat list is one row for its one-hot class; scores need not sum."""
     return replace(
         settings,
         task=_ANCESTORS_TASKS[settings.task],
         flat_rows=settings.task.endswith("OneHot"),
-        probabilities=environ.get("FEEDBACK_PROBABILITIES") or "scores",
+        probabilities=settings.probabilities if strict else "scores",
     )
 
 

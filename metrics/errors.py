@@ -27,6 +27,8 @@ class Refused(FeedbackMetricsError):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}" if field else reason)
         self.field = field
+        self.model = ""
+        """The id of the event's model, where that was known."""
 
 
 class TooLarge(Refused):

@@ -67,7 +67,7 @@ def answer(app: App, context: Context) -> Response:
     limit = app.settings.max_body
     if (request.content_length or 0) > limit:
         reason = f"{request.content_length} bytes; at most {limit} are taken"
-        return as_flask(problem(TooLarge("data", reason)))
+        return as_flask(app.refuse_sync(TooLarge("data", reason)))
     headers = {name.lower(): value for name, value in request.headers.items()}
     return as_flask(app.post_sync(headers, request.get_data()))
 

@@ -62,8 +62,8 @@ class ModelSettings:
             if not 0 < getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: must lie between 0 and 1")
         for name in ("k", "beta"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name}: must not be negative")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name}: must be 0 or more")
         if self.max_classes < 2:
             raise ConfigurationError("max_classes: must be 2 or more")
 

@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from .errors import ConfigurationError
+from .evaluators.user_metrics import load_class
 from .model_settings import ModelSettings
 from .windows import window
 
@@ -110,6 +111,7 @@ def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dic
     if root is None:
         return []
     construct = yaml.SafeLoader("").construct_document
+    as_written = yaml.BaseLoader("").construct_document
     globs: list[tuple[str, dict[str, Any]]] = []
     for key, node in _entries(root, path, "the file"):
         if key != "models":
@@ -121,8 +123,12 @@ def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dic
                     _refuse(path, value, name, f"unknown; one of {', '.join(_KEYS)}")
                 field, read = _KEYS[name]
                 try:
-                    settings[field] = read(construct(value))
+                    number = read in (_number, _integer)
+                    settings[field] = read(construct(value) if number else as_written(value))
                     replace(defaults, **settings)
+                except yaml.YAMLError as error:
+                    reason = getattr(error, "problem", None) or "not YAML"
+                    _refuse(path, value, f"{glob}: {name}", reason)
                 except (TypeError, ValueError, AttributeError, ConfigurationError) as error:
                     if isinstance(error, ConfigurationError) and _mends_itself(name, model):
                         continue
@@ -153,15 +159,26 @@ def _refuse(path: str, node: Any, key: str, reason: str) -> NoReturn:
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or any(isinstance(each, (list, dict)) for each in value):
+    """Names as written: to YAML, `no` would be false and `1.0` a number."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError("must be a list of names")
-    return tuple(map(_string, value))
+    return tuple(value)
 
 
 def _string(value: Any) -> str:
-    if isinstance(value, (list, dict)) or value is None:
+    if not isinstance(value, str):
         raise ValueError("must be a string")
-    return str(value)
+    return value
+
+
+def _task(value: Any) -> str:
+    task = _string(value)
+    if "." in task:
+        try:
+            load_class(task)
+        except ConfigurationError as error:
+            raise ValueError(str(error).removeprefix("task: ")) from None
+    return task
 
 
 def _number(value: Any) -> float:
@@ -177,7 +194,7 @@ def _integer(value: Any) -> int:
 
 
 _KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "task": ("task", _string),
+    "task": ("task", _task),
     "classes": ("classes", _strings),
     "positive_class": ("positive_class", _string),
     "threshold": ("threshold", _number),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
-from .app import App, problem
+from .app import MAX_DETAIL, App, problem
 from .app import Response as Answer
 from .config import PROTOCOL
 from .errors import NotFound, Refused
+from .payload import one_line
 from .scores import model_view
 from .scores.view import ALL, task_of
 from .state import ModelState
@@ -40,10 +42,10 @@ def add_routes(flask: Flask, app: App) -> None:
         return as_flask(problem(error))
 
     def on_http_error(error: HTTPException) -> Response:
-        reason = NotFound(f"{request.method} {request.path}: {error.name}")
-        response = as_flask(problem(reason))
-        response.status_code = error.code or 500
-        return response
+        status = error.code or 500
+        body = {"type": "about:blank", "title": error.name, "status": status}
+        body["detail"] = one_line(f"{request.method} {request.path}: {error.name}", MAX_DETAIL)
+        return Response(orjson.dumps(body), status, mimetype="application/problem+json")
 
     flask.register_error_handler(Exception, on_error)
     flask.register_error_handler(HTTPException, on_http_error)
@@ -146,8 +148,6 @@ def as_flask(answer: Answer) -> Response:
 
 
 def _json(app: App, value: Any) -> Response:
-    import orjson
-
     return Response(orjson.dumps(value), mimetype="application/json")
 
 

@@ -11,7 +11,8 @@
 --                   keep: seconds after which nobody needs `seen` any more,
 --                   constants: [name, JSON, …]  gauges: [key, time, value, …]
 --                   panes: [[name, seconds to live (0: for ever)], …]
---                   groups: [[[key, …], [number, …], [which of the panes, from 1, …]], …] }
+--                   vectors: [[[key, …], [number, …], [which panes, from 1, …]], …]
+--                     every pane is in one of them }
 -- returns {'ok', sequence, change, exact}   written; exact is 0 where an integer passed 64 bits
 --         {'known', 'i j …'}                nothing written: these digests (from 0) are not new
 --         {'differs'}                       nothing written: a constant has another value
@@ -29,34 +30,37 @@ if #ARGV[1] % 16 ~= 0 or #KEYS ~= PANES + #a.panes then
   return redis.error_reply('ERR commit: KEYS and ARGV disagree')
 end
 
+local find, format, abs, min = string.find, string.format, math.abs, math.min
+
+-- Whether a text is a float's: that has a point, an exponent, or is inf or nan.
 local function is_float(text)
-  return string.find(text, '[.en]') ~= nil
+  return find(text, '[.en]') ~= nil
 end
 
--- The text of a float, which unlike an integer's has a point, an exponent or is inf or nan.
-local function float(number)
-  local text = string.format('%.17g', number)
+local function float_text(number)
+  local text = format('%.17g', number)
   return is_float(text) and text or text .. '.0'
 end
 
--- The text of a sum; nil where it takes more than a double to add integers exactly.
-local function sum(old, new)
+-- The text of `old`, a text, plus `y`, whose text is `new`; nil where doubles do not hold the sum
+-- of integers exactly.
+local function sum(old, new, y, y_is_float)
   if not old then
     return new
   end
-  local x, y = tonumber(old), tonumber(new)
-  if is_float(old) or is_float(new) then
-    return float(x + y)
+  local x = tonumber(old)
+  if y_is_float or is_float(old) then
+    return float_text(x + y)
   end
-  if math.abs(x) < EXACT and math.abs(y) < EXACT and math.abs(x + y) < EXACT then
-    return string.format('%.0f', x + y)
+  if abs(x) < EXACT and abs(y) < EXACT and abs(x + y) < EXACT then
+    return format('%d', x + y)
   end
 end
 
 -- Calls a command with `list` in chunks; `stride` of its elements belong together.
 local function call(command, key, list, stride)
   for first = 1, #list, CHUNK * stride do
-    redis.call(command, key, unpack(list, first, math.min(first + CHUNK * stride - 1, #list)))
+    redis.call(command, key, unpack(list, first, min(first + CHUNK * stride - 1, #list)))
   end
 end
 
@@ -73,7 +77,7 @@ for at = 1, #ARGV[1], 16 do
   digests[#digests + 1] = string.sub(ARGV[1], at, at + 15)
 end
 for first = 1, #digests, CHUNK do
-  local last = math.min(first + CHUNK - 1, #digests)
+  local last = min(first + CHUNK - 1, #digests)
   local times = redis.call('ZMSCORE', KEYS[5], unpack(digests, first, last))
   for i = 1, last - first + 1 do
     if times[i] then
@@ -103,44 +107,28 @@ for i = 1, #a.gauges, 3 do
   end
 end
 
--- cells[pane][key] is a text, or the list of what HINCRBY adds; touched[pane] has the keys in order
-local cells, touched = {}, {}
-for p = 1, #a.panes do
-  cells[p], touched[p] = {}, {}
-end
-
-local function read(p, keys)
-  local missing = {}
-  for _, key in ipairs(keys) do
-    if cells[p][key] == nil then
-      missing[#missing + 1] = key
-      touched[p][#touched[p] + 1] = key
-    end
+local rows, large = {}, {}
+for _, vector in ipairs(a.vectors) do
+  local names, texts, numbers, floats = vector[1], vector[2], {}, {}
+  for i = 1, #texts do
+    numbers[i], floats[i] = tonumber(texts[i]), is_float(texts[i])
   end
-  for first = 1, #missing, CHUNK do
-    local last = math.min(first + CHUNK - 1, #missing)
-    local old = redis.call('HMGET', KEYS[PANES + p], unpack(missing, first, last))
-    for i = first, last do
-      cells[p][missing[i]] = old[i - first + 1]
-    end
-  end
-end
-
-for _, group in ipairs(a.groups) do
-  local keys, numbers = group[1], group[2]
-  for _, p in ipairs(group[3]) do
-    read(p, keys)
-    local here = cells[p]
-    for i, key in ipairs(keys) do
-      local old = here[key]
-      local new = type(old) ~= 'table' and sum(old, numbers[i])
-      if new then
-        here[key] = new
-      else
-        here[key] = type(old) == 'table' and old or {base = old}
-        table.insert(here[key], numbers[i])
+  for _, p in ipairs(vector[3]) do
+    local key, row, n = KEYS[PANES + p], {}, 0
+    for first = 1, #names, CHUNK do
+      local last = min(first + CHUNK - 1, #names)
+      local old = redis.call('HMGET', key, unpack(names, first, last))
+      for i = first, last do
+        local text = sum(old[i - first + 1], texts[i], numbers[i], floats[i])
+        if text then
+          row[n + 1], row[n + 2] = names[i], text
+          n = n + 2
+        else
+          large[#large + 1] = {key, names[i], texts[i]}
+        end
       end
     end
+    rows[p] = row
   end
 end
 
@@ -164,7 +152,7 @@ if #digests > 0 then
     dated[2 * i] = digest
   end
   -- At most twice what was added: memory stays bounded, and no commit has much to remove.
-  old_digests = math.min(old_digests, 2 * #digests)
+  old_digests = min(old_digests, 2 * #digests)
   if old_digests > 0 then
     redis.call('ZREMRANGEBYRANK', KEYS[5], 0, old_digests - 1)
   end
@@ -172,32 +160,10 @@ if #digests > 0 then
   redis.call('EXPIRE', KEYS[5], a.keep)
 end
 
-local exact = 1
-local function add_large(key, field, numbers)
-  redis.call('HSET', key, field, numbers.base)  -- a sum that doubles still held, of this commit
-  for _, number in ipairs(numbers) do
-    local reply = redis.pcall('HINCRBY', key, field, number)
-    if type(reply) == 'table' and reply.err then
-      local old = redis.call('HGET', key, field)
-      redis.call('HSET', key, field, float(tonumber(old) + tonumber(number)))
-      exact = 0
-    end
-  end
-end
-
 local marks = {}
 for p, pane in ipairs(a.panes) do
-  local key, row = KEYS[PANES + p], {}
-  for _, name in ipairs(touched[p]) do
-    local cell = cells[p][name]
-    if type(cell) == 'table' then
-      add_large(key, name, cell)
-    else
-      row[#row + 1] = name
-      row[#row + 1] = cell
-    end
-  end
-  call('HSET', key, row, 2)
+  local key = KEYS[PANES + p]
+  call('HSET', key, rows[p], 2)
   if pane[2] > 0 then
     redis.call('EXPIRE', key, pane[2])
   end
@@ -207,6 +173,17 @@ end
 call('ZADD', KEYS[2], marks, 2)
 call('HSET', KEYS[3], a.constants, 2)
 call('HSET', KEYS[4], gauges, 2)
+
+local exact = 1
+for _, cell in ipairs(large) do
+  local key, name, number = unpack(cell)
+  local reply = redis.pcall('HINCRBY', key, name, number)
+  if type(reply) == 'table' and reply.err then
+    local old = redis.call('HGET', key, name)
+    redis.call('HSET', key, name, float_text(tonumber(old) + tonumber(number)))
+    exact = 0
+  end
+end
 
 if a.changes then
   redis.call('ZADD', KEYS[6], string.format('%.0f', change), a.model)

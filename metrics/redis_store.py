@@ -32,7 +32,8 @@ reset, or a server with another history has fewer events: this is counted, logge
 model a new `created`, so that whoever scrapes its counters sees a reset and no jump.
 
 A pane's key is made from its name in `redis_load.lua` and `redis_restart.lua`: it is in the slot
-of their KEYS, but not one of them.
+of their KEYS, but not one of them. While a slot moves to another node its models are unavailable.
+The server must not evict: `maxmemory-policy noeviction`, its default.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from urllib.parse import quote
 
 import orjson
 
-from .counters import Number, Vector, decode_key, encode_key, value
+from .counters import Increment, Number, Vector, decode_key, encode_key, merge, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, State, total
@@ -68,6 +69,8 @@ RECOVER_SECONDS = 5.0
 """How long readers leave a server alone that failed, unless a commit succeeds."""
 LOAD_PANES = 64
 """Panes in one answer, about: a script stops the server while it runs."""
+LOAD_MODELS = 50
+"""Models asked for in one round trip."""
 SWEEP_MODELS = 20
 """Models whose digests one `housekeep` looks at; the next call takes the next."""
 SWEEP_DIGESTS = 5000
@@ -102,6 +105,8 @@ class Share:
     fresh: set[bytes] = field(default_factory=set)
     """Their digests, less those that turned out to be known; some entries have none."""
     delta: Delta = field(default_factory=Delta)
+    vectors: list[tuple[Increment, list[Pane]]] = field(default_factory=list)
+    """What `delta` adds, and to which panes; each pane occurs once."""
     verdicts: list[bool] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     """The digests of `delta`, in order."""
@@ -212,10 +217,8 @@ class RedisStore:
         if began >= self._next_count and self._lock.acquire(False):
             try:
                 with self._serving():
-                    keys = self._every("seen")
-                    self._seen = sum(
-                        self._link.exchange([Call(key, ("ZCARD", key)) for key in keys])
-                    )
+                    calls = [Call(key, ("ZCARD", key)) for key in self._every("seen")]
+                    self._seen = sum(self._link.exchange(calls))
             except StoreUnavailable:
                 pass
             finally:
@@ -348,7 +351,10 @@ class RedisStore:
         constants = share.delta.constants.get(model, {})
         in_force = {**constants, **self._mirror.constants(model)}  # equal, but perhaps 1 for 1.0
         gauges = share.delta.gauges.get(model, {})
-        panes, groups = _grouped(share.delta, now)
+        share.vectors = _vectors(share.delta)
+        panes = [
+            (_name(pane), _seconds_left(pane, now)) for _, panes in share.vectors for pane in panes
+        ]
         known = self._known.get(model, Known())
         ring = not self._link.in_cluster()
         arguments = {
@@ -367,7 +373,7 @@ class RedisStore:
                 for text in (encode_key(*key), repr(gauge.time), repr(gauge.value))
             ],
             "panes": panes,
-            "groups": groups,
+            "vectors": _numbered(share.vectors),
         }
         keys = _keys(model, "meta", "panes", "constants", "gauges", "seen")
         keys.append(CHANGES if ring else keys[0])
@@ -392,9 +398,9 @@ class RedisStore:
         if not exact:
             self._suspects.add(share.model)
         with self._mirror_lock:
-            for (model, panes), vector in share.delta.groups.items():
+            for vector, panes in share.vectors:
                 for pane in panes:
-                    self._mirror.add(model, pane, vector)
+                    self._mirror.add(share.model, pane, vector)
             apply_rest(self._mirror, share.delta)
             self._mirror.sequence += 1
 
@@ -407,8 +413,10 @@ class RedisStore:
 
     def _list(self, models: Iterable[str]) -> None:
         """List models of a cluster where other replicas look, before they are committed to."""
+        if not self._link.in_cluster():
+            return
         new = [model for model in models if model not in self._listed]
-        if new and self._link.in_cluster():
+        if new:
             self._link.exchange([Call(MODELS, ("SADD", MODELS, *new))])
             self._listed.update(new)
 
@@ -453,9 +461,8 @@ class RedisStore:
         (members,) = self._link.exchange([Call(MODELS, ("SMEMBERS", MODELS))])
         models = list({member.decode() for member in members} | self._known.keys())
         keys = [key for model in models for key in _keys(model, "meta")]
-        metas = self._link.exchange(
-            [Call(key, ("HMGET", key, "epoch", "sequence")) for key in keys]
-        )
+        calls = [Call(key, ("HMGET", key, "epoch", "sequence")) for key in keys]
+        metas = self._link.exchange(calls)
         return {
             model
             for model, (epoch, sequence) in zip(models, metas, strict=True)
@@ -494,8 +501,9 @@ class RedisStore:
                 for model, epoch in fallen
             ]
         )
+        self._fallen.clear()
         for model, _ in fallen:
-            del self._fallen[model], self._known[model]
+            self._known.pop(model, None)
         return {model for model, _ in fallen}
 
     def _restart(self, model: str, epoch: str, fresh: str, created: str) -> Call:
@@ -507,30 +515,17 @@ class RedisStore:
 
     def _fetch(self, models: Iterable[str]) -> dict[str, Loaded]:
         """What the server has that the mirror lacks; all of it for models that are suspect."""
-        loads = {
-            model: Loaded(
-                Known(self._known.get(model, Known()).epoch, -1)
-                if model in self._suspects
-                else self._known.get(model, Known())
-            )
-            for model in models
-        }
+        loads = {}
+        for model in models:
+            known = self._known.get(model, Known())
+            loads[model] = Loaded(known._replace(sequence=-1) if model in self._suspects else known)
         todo = list(loads)
         while todo:
-            calls = [
-                run(
-                    LOAD,
-                    _keys(model, "meta", "panes", "constants", "gauges"),
-                    *loads[model].known,
-                    LOAD_PANES,
-                    *_keys(model, "pane:"),
-                )
-                for model in todo
-            ]
-            replies = self._link.exchange(calls)
-            todo = [
+            part, todo = todo[:LOAD_MODELS], todo[LOAD_MODELS:]
+            replies = self._link.exchange([_load_call(model, loads[model].known) for model in part])
+            todo += [
                 model
-                for model, reply in zip(todo, replies, strict=True)
+                for model, reply in zip(part, replies, strict=True)
                 if _take_in(loads[model], orjson.loads(reply))
             ]
         return loads
@@ -597,6 +592,12 @@ def _shares(batch: Sequence[Entry]) -> list[Share]:
     return list(shares.values())
 
 
+def _load_call(model: str, known: Known) -> Call:
+    """The call that asks for what a model has beyond `known`."""
+    keys = _keys(model, "meta", "panes", "constants", "gauges")
+    return run(LOAD, keys, *known, LOAD_PANES, *_keys(model, "pane:"))
+
+
 def _take_in(loaded: Loaded, reply: dict[str, Any]) -> bool:
     """Add one answer of `redis_load.lua`; tells whether there is more to ask for."""
     if int(reply["since"]) < 0:
@@ -628,19 +629,38 @@ def _vector(flat: Sequence[str]) -> Vector:
 _decode = lru_cache(maxsize=65536)(decode_key)
 
 
-def _grouped(delta: Delta, now: float) -> tuple[list[Any], list[Any]]:
-    """The panes of a delta, with the seconds they live, and its vectors, as they are stored."""
-    panes = list(dict.fromkeys(pane for _, panes in delta.groups for pane in panes))
-    places = {pane: place for place, pane in enumerate(panes, 1)}
-    groups = []
-    for (_, where), vector in delta.groups.items():
+def _vectors(delta: Delta) -> list[tuple[Increment, list[Pane]]]:
+    """What a delta of one model adds, and to which panes; each pane occurs once.
+
+    Panes that get the same share a vector: an event's four are written and sent as one.
+    """
+    groups = list(delta.groups.values())
+    sources: dict[Pane, tuple[int, ...]] = {}
+    for at, (_, panes) in enumerate(delta.groups):
+        for pane in panes:
+            sources[pane] = (*sources.get(pane, ()), at)
+    alike: dict[tuple[int, ...], list[Pane]] = {}
+    for pane, source in sources.items():
+        alike.setdefault(source, []).append(pane)
+    return [
+        (groups[source[0]] if len(source) == 1 else merge(groups[at] for at in source), panes)
+        for source, panes in alike.items()
+    ]
+
+
+def _numbered(vectors: Iterable[tuple[Increment, list[Pane]]]) -> list[Any]:
+    """Each vector's keys and numbers as they are stored, and its panes counted from 1 over all."""
+    numbered = []
+    pane = 1
+    for vector, panes in vectors:
         keys: list[str] = []
         numbers: list[str] = []
         for family, cells in vector.items():
             keys += [encode_key(family, labels) for labels in cells]
             numbers += map(repr, cells.values())
-        groups.append((keys, numbers, [places[pane] for pane in where]))
-    return [(_name(pane), _seconds_left(pane, now)) for pane in panes], groups
+        numbered.append((keys, numbers, list(range(pane, pane + len(panes)))))
+        pane += len(panes)
+    return numbered
 
 
 def _number(text: str) -> Number:

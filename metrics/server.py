@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import mmap
+import multiprocessing
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 from .app import App, Response, problem
 from .config import Settings
-from .errors import FeedbackMetricsError, StoreUnavailable, TooLarge
+from .errors import (
+    ConfigurationError,
+    FeedbackMetricsError,
+    Refused,
+    StoreUnavailable,
+    TooLarge,
+)
 from .host import build, configure_logging
 from .server_stats import ServerStats
 
@@ -52,12 +61,17 @@ class Service:
     async def _post(self, scope: Any, protocol: Any) -> Response:
         headers = dict(scope.headers.items())
         body = await self._body(headers, protocol)
-        if isinstance(body, Response):
-            return body
+        if isinstance(body, TooLarge):
+            return await self._app.refuse(body)
+        if len(headers) < len(scope.headers):  # granian leaves out values that are not ASCII
+            for name in scope.headers.keys() - headers.keys():
+                if name.startswith("ce-"):
+                    reason = "not ASCII; CloudEvents percent-encodes what is not"
+                    return await self._app.refuse(Refused(name, reason))
         return await self._app.post(headers, body)
 
-    async def _body(self, headers: dict[str, str], protocol: Any) -> bytes | Response:
-        """The request's body, or the answer to one that is too large, which is never held."""
+    async def _body(self, headers: dict[str, str], protocol: Any) -> bytes | TooLarge:
+        """The request's body, or the error of one that is too large, which is never held."""
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) <= self._limit:
             body: bytes = await protocol()
@@ -71,7 +85,7 @@ class Service:
             else:
                 parts.clear()  # read on to the end, so that the client gets to hear the answer
         if size > self._limit:
-            return problem(TooLarge("data", f"{size} bytes; at most {self._limit} are taken"))
+            return TooLarge("data", f"{size} bytes; at most {self._limit} are taken")
         return b"".join(parts)
 
     # --- pages ---------------------------------------------------------------------------------
@@ -85,8 +99,8 @@ class Service:
     async def _page(self, scope: Any, protocol: Any) -> Response:
         headers = dict(scope.headers.items())
         body = await self._body(headers, protocol)
-        if isinstance(body, Response):
-            return body
+        if isinstance(body, TooLarge):
+            return problem(body)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._call_flask, scope, headers, body)
 
@@ -95,7 +109,7 @@ class Service:
 
         try:
             environ = EnvironBuilder(
-                path=scope.path,
+                path=quote(scope.path),
                 query_string=scope.query_string,
                 method=scope.method,
                 headers=list(headers.items()),
@@ -122,7 +136,9 @@ def serve(settings: Settings) -> None:
 
     if settings.workers > 1:
         build(settings).close()  # what no worker could mend must not be respawned for ever
+    multiprocessing.set_start_method("fork", force=True)  # workers share memory and a closure
     stats = ServerStats(settings.workers)
+    hopeless = mmap.mmap(-1, 1)  # set by a worker that no restart could mend
 
     def load() -> Service:
         configure_logging(settings.log_level)
@@ -134,9 +150,10 @@ def serve(settings: Settings) -> None:
             return service
         except FeedbackMetricsError as error:
             print(f"feedback-metrics: {error}", file=sys.stderr)
+            hopeless[0] = 1
             sys.exit(2)
 
-    MPServer(
+    server = MPServer(
         "metrics",
         address=settings.host,
         port=settings.port,
@@ -147,4 +164,11 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=settings.workers > 1,
         backpressure=4096,
         log_level="critical",  # type: ignore[arg-type]
-    ).serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]
+    )
+    try:
+        server.serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]
+    except RuntimeError as error:  # granian's where it cannot bind: the reason, and a backtrace
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"PORT: {settings.host}:{settings.port}: {reason}") from None
+    except SystemExit:
+        sys.exit(2 if hopeless[0] else 1)

@@ -27,9 +27,12 @@ from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
+LOCK_SECONDS = 60.0
+"""How long a test waits for others that have stock parliament's port."""
 FEEDBACK = "io.seldon.serving.feedback"
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -107,9 +110,30 @@ class Answer(NamedTuple):
     @property
     def attributes(self) -> dict[str, str]:
         """The attributes of an event in binary mode, as they stand in the headers."""
-        return {
-            name[3:]: text for name, text in self.headers.items() if name.startswith("ce-")
-        }
+        return {name[3:]: text for name, text in self.headers.items() if name.startswith("ce-")}
+
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+"""Value by name and labels, sorted."""
+
+
+def samples(exposition: str, kind: str = "counter") -> Samples:
+    """All samples of the families of one kind in an exposition (Prometheus text)."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(exposition)
+        if family.type == kind
+        for sample in family.samples
+    }
+
+
+def outcomes(exposition: str) -> dict[str, float]:
+    """Events by outcome, over all models."""
+    found = dict.fromkeys(("accepted", "duplicate", "rejected"), 0.0)
+    for (name, labels), number in samples(exposition).items():
+        if name == "feedback_events_total":
+            found[dict(labels)["outcome"]] += number
+    return found
 
 
 class Server:
@@ -225,7 +249,9 @@ class Server:
             self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         chunked = body is not None and not isinstance(body, bytes)
         try:
-            self._connection.request(method, path, body, dict(headers or {}), encode_chunked=chunked)
+            self._connection.request(
+                method, path, body, dict(headers or {}), encode_chunked=chunked
+            )
             response = self._connection.getresponse()
             headers = {name.lower(): text for name, text in response.getheaders()}
             answer = Answer(response.status, headers, response.read())
@@ -249,7 +275,10 @@ class Server:
     def event(self, body: Any, attributes: Mapping[str, str]) -> Answer:
         """POST an event in binary mode."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {f"ce-{name}": quote(text, safe=" !#$&'()*+,/:;=?@[]{}~") for name, text in attributes.items()}
+        headers = {
+            f"ce-{name}": quote(text, safe=" !#$&'()*+,/:;=?@[]{}~")
+            for name, text in attributes.items()
+        }
         return self.request("POST", "/", {"content-type": "application/json", **headers}, data)
 
     def feedback(
@@ -317,7 +346,11 @@ class ParliamentServer(Server):
         if self._lock is None:
             path = Path(tempfile.gettempdir(), f"feedback-metrics-8080.{os.getuid()}.lock")
             self._lock = open(path, "w")  # noqa: SIM115
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                until(self._take_turns, LOCK_SECONDS)
+            except AssertionError:
+                self.close()
+                pytest.skip("stock parliament needs port 8080, which other tests have")
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -326,6 +359,14 @@ class ParliamentServer(Server):
                     self.close()
                     pytest.skip("stock parliament needs port 8080, which is taken")
         return super().start(ready)
+
+    def _take_turns(self) -> bool:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def close(self) -> None:
         """End it for good and leave the port to the next."""
@@ -336,3 +377,43 @@ class ParliamentServer(Server):
 
 
 KINDS: dict[str, type[Server]] = {"own": OwnServer, "parliament": ParliamentServer}
+
+
+class Fleet:
+    """Servers that tests share: one of each kind, and whatever a test needs for itself."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._shared: dict[str, Server] = {}
+        self._special: list[Server] = []
+
+    def shared(self, kind: str) -> Server:
+        """A running server with default settings."""
+        server = self._shared.get(kind)
+        if server is None:
+            server = self._shared[kind] = KINDS[kind](self._directory)
+            try:
+                server.start()
+            except BaseException:
+                del self._shared[kind]
+                raise
+        return server
+
+    def special(self, kind: str, flags: Sequence[str] = (), **variables: str) -> Server:
+        """A server of a test's own, not started; stock parliament's port is freed for it."""
+        if kind == "parliament" and kind in self._shared:
+            self._shared.pop(kind).close()
+        server = KINDS[kind](self._directory, flags, **variables)
+        self._special.append(server)
+        return server
+
+    def close_special(self) -> None:
+        """End the servers of one test."""
+        while self._special:
+            self._special.pop().close()
+
+    def close(self) -> None:
+        """End all servers."""
+        self.close_special()
+        while self._shared:
+            self._shared.popitem()[1].close()

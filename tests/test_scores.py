@@ -666,6 +666,43 @@ def test_errors_too_small_for_a_bucket_lie_within_the_bounds() -> None:
     assert low <= 5e-13 <= high < 1e-11
 
 
+# --- forms of the same rows -----------------------------------------------------------------
+
+
+def _told(task: str, truth: list[Any], prediction: list[Any]) -> dict[str, float]:
+    """The scores of one event that says the given arrays."""
+    settings = ModelSettings(task=task)
+    event = {"truth": {"data": {"ndarray": truth}}, "response": {"data": {"ndarray": prediction}}}
+    told = evaluate(parse(event), settings, Known())
+    return score_vector(merge([told.increment]), task, settings, Naming((), 0)).scores
+
+
+@pytest.mark.xfail(strict=True, reason="classes.agree folds a flat list with one 1 into one row")
+@pytest.mark.parametrize("task", ["binary", "regression"])
+@pytest.mark.parametrize("truth", [[0, 1], [0, 0, 1, 0]])
+def test_a_flat_list_with_a_single_one_is_as_many_rows(task: str, truth: list[int]) -> None:
+    """Where the task is set to binary or regression, no list of numbers is a one-hot row."""
+    prediction = [0.3, 0.7, 0.6, 0.1][: len(truth)]
+    one_by_one = merge(
+        evaluate(
+            parse({"truth": {"data": {"ndarray": [t]}}, "response": {"data": {"ndarray": [p]}}}),
+            ModelSettings(task=task),
+            Known({"origins": [0.0]} if task == "regression" else {}),
+        ).increment
+        for t, p in zip(truth, prediction, strict=True)
+    )
+    expected = score_vector(one_by_one, task, ModelSettings(task=task), Naming((), 0)).scores
+    assert _told(task, truth, prediction) == pytest.approx(expected)
+
+
+@pytest.mark.xfail(strict=True, reason="rows.count_probability_rows takes the logarithm of p/(1-p)")
+def test_a_probability_a_little_above_1_counts_as_1_in_many_rows_as_in_few() -> None:
+    """Rows may sum to 1 ± 1e-3, so that one of their probabilities may exceed 1."""
+    row = [1.0005, 0.0, 0.0]
+    many = _told("multiclass", [0] * 30, [row] * 30)
+    assert many == pytest.approx(_told("multiclass", [0] * 3, [row] * 3), abs=EXACT)
+
+
 # --- rewards --------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from metrics import redis_store, sqlite_store
-from metrics.counters import add, merge
+from metrics.counters import add, merge, value
 from metrics.errors import ConfigurationError, ConstantsDiffer
 from metrics.state import Entry, Gauge
 from metrics.store import Store, open_store
@@ -501,6 +501,37 @@ def test_catching_up(shared: Backend) -> None:
             assert other.read().models == one.read().models
     other.commit([entry("mine")], NOW + 200)
     assert other.read().models == one.read().models == shared.open().read().models
+
+
+@pytest.mark.parametrize("looks", ["always", "sometimes"])
+def test_whole_commits(shared: Backend, looks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an instance reads while others commit is a sum of whole commits, and grows."""
+    monkeypatch.setattr(redis_store, "LOAD_PANES", 3)
+    writers, reader = [shared.open() for _ in range(2)], shared.open()
+
+    def write(at: int) -> None:
+        for n in range(60):
+            panes = (ALL_TIME, Pane(5, 340000000 + n % 7), Pane(60, 28333333 + n % 11))
+            writers[at].commit([entry((at, n), {"x": {(): 1}}, panes=panes)], NOW)
+
+    threads = [threading.Thread(target=write, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    last = 0
+    reads = 0
+    while last < 120:
+        if looks == "sometimes" and reads % 5:
+            reader.commit([entry(("mine", reads), {"y": {(): 1}})], NOW)
+        if state := reader.read().models.get("m"):
+            sums = dict.fromkeys((0, 5, 60), 0)
+            for pane, vector in state.panes.items():
+                sums[pane.width] += value(vector, "x")
+            assert sums[0] == sums[5] == sums[60] >= last
+            last = sums[0]
+        reads += 1
+    for thread in threads:
+        thread.join()
+    assert shared.open().read().models == reader.read().models
 
 
 # --- forgetting --------------------------------------------------------------------------------

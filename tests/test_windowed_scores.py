@@ -16,7 +16,7 @@ from metrics.windows import Window, expired, in_segments, panes_of, place, windo
 from tests.oracle import MODEL, Rows, classifier, commit, differences, entry, scored
 
 START = 1_700_000_000.0
-WINDOWS = tuple(window(name) for name in ("30s", "90s", "5m", "1h"))
+WINDOWS = tuple(window(name) for name in ("90s", "3m", "5m", "1h"))
 SPAN = 5400
 """Seconds over which events happen: more than the longest window."""
 
@@ -134,6 +134,7 @@ def test_windows_hold_what_brute_force_finds_in_the_raw_rows(task: str, seed: in
     first: dict[int, Sent] = {}
     late = duplicates = at = 0
     most = dict.fromkeys(WINDOWS, 0)
+    stops = {*np.linspace(30, len(deliveries), 5, dtype=int).tolist()}
     while at < len(deliveries):
         batch = deliveries[at : at + int(rng.choice([1, 5, 40]))]
         at += len(batch)
@@ -147,7 +148,7 @@ def test_windows_hold_what_brute_force_finds_in_the_raw_rows(task: str, seed: in
                 late += all(each.time <= each.arrival - among.seconds for among in WINDOWS)
         if rng.random() < 0.5:
             store.housekeep(now)
-        if at >= len(deliveries) or rng.random() < 0.1:
+        if any(at - len(batch) < stop <= at for stop in stops):
             state = store.read().models[MODEL]
             later = now + float(rng.choice([0, 1, 45, 1000]))
             for among in WINDOWS:
@@ -181,6 +182,13 @@ def test_a_window_is_off_by_at_most_one_pane(among: Window) -> None:
     assert among.width <= max(1, among.seconds / 30)
 
 
+@pytest.mark.xfail(strict=True, reason="windows.place gives a pane that two windows share twice")
+def test_windows_that_are_cut_alike_count_an_event_once() -> None:
+    """90 seconds and 2 minutes both have panes of 2 seconds: one and the same pane."""
+    panes = place(START, START, [window("90s"), window("2m")]).panes
+    assert len(panes) == len(set(panes))
+
+
 def test_no_pane_expires_that_a_window_reaches() -> None:
     """Whatever the clock says, sweeping leaves every pane of every window alone."""
     rng = np.random.default_rng(1)
@@ -198,12 +206,14 @@ def test_a_segment_is_a_window_of_its_own_events() -> None:
     deliveries = _deliveries(_classifier(rng, 600), 3)
     store = MemoryStore(86400)
     first: dict[int, Sent] = {}
+    now = START + SPAN
     for each in deliveries:
+        if each.arrival > now:
+            break
         segments = (f"site={each.event % 3}",)
         if commit(store, [_entry(each, store, segments)], each.arrival) == [True]:
             first[each.event] = each
     state = store.read().models[MODEL]
-    now = deliveries[-1].arrival
     settings = deliveries[0].rows.settings
     hour = WINDOWS[-1]
     start = (int(now - hour.seconds) // hour.width + 1) * hour.width

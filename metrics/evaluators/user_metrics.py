@@ -133,7 +133,7 @@ def load_class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         instance = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module does when it is imported
         raise ConfigurationError(f"task: cannot load the class {path!r}: {error}") from None
     if not callable(getattr(instance, "transform", None)):
         raise ConfigurationError(f"task: {path!r} has no method transform(truth, response)")
