@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 from flask import Flask, Request, Response, request
+from werkzeug.datastructures import Accept
 from werkzeug.exceptions import HTTPException
 
 from .app import MAX_DETAIL, App, problem
@@ -72,8 +73,7 @@ def front(app: App, request: Request) -> Response:
     """`GET /`: the dashboard, JSON or Prometheus, by `?format=` or `Accept`."""
     wanted = request.args.get("format")
     if wanted is None:
-        best = request.accept_mimetypes.best_match(_OFFERED, default="text/html")
-        wanted = _OFFERED[best]
+        wanted = _preferred(request.accept_mimetypes)
     if wanted == "prometheus":
         return _prometheus(app)
     if wanted == "json":
@@ -83,6 +83,16 @@ def front(app: App, request: Request) -> Response:
 
         return _html(front_page(app, request.args))
     raise Refused("format", f"must be one of {', '.join(FORMATS)}")
+
+
+def _preferred(accept: Accept) -> str:
+    """The offered format that is accepted most, whatever version it names; else HTML."""
+    best, most = "html", 0.0
+    for kind, quality in accept:
+        offered = _OFFERED.get(kind.partition(";")[0].strip().lower())
+        if offered and quality > most:
+            best, most = offered, quality
+    return best
 
 
 def model_list(app: App) -> list[dict[str, Any]]:

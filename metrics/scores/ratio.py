@@ -1,8 +1,9 @@
-"""The one policy for 0/0, and means over what is defined."""
+"""The one policy for 0/0, and means over what is defined, equal to the bit in any order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import fsum
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
@@ -16,7 +17,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     scikit-learn averages so with `zero_division=np.nan`.
     """
     defined = [value for value in values if value is not None]
-    return ratio(sum(defined), len(defined))
+    return ratio(fsum(defined), len(defined))
 
 
 def weighted_mean(values: Iterable[float | None], weights: Iterable[float]) -> float | None:
@@ -27,7 +28,7 @@ def weighted_mean(values: Iterable[float | None], weights: Iterable[float]) -> f
     defined = [
         (value, weight) for value, weight in zip(values, weights, strict=True) if value is not None
     ]
-    total = sum(weight for _, weight in defined)
+    total = fsum(weight for _, weight in defined)
     if not total:
         return mean(value for value, _ in defined)
-    return sum(value * weight for value, weight in defined) / total
+    return fsum(value * weight for value, weight in defined) / total

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import nsmallest
+from math import fsum
 from typing import Any
 
 from ..bins import CALIBRATION_BINS
@@ -255,7 +256,7 @@ def _probabilities(scored: Scored, found: dict[str, float | None]) -> None:
         abs(value(vector, "calibration_hits", *bin) - value(vector, "calibration_confidence", *bin))
         for bin in vector.get("calibration_rows", {})
     )
-    found["expected_calibration_error"] = ratio(sum(gaps), n)
+    found["expected_calibration_error"] = ratio(fsum(gaps), n)
     k = str(scored.settings.k)
     top_rows = int(value(vector, "top_k_rows", k))
     found["top_k_accuracy"] = ratio(value(vector, "top_k_hits", k), top_rows)
