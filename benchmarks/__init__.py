@@ -1,0 +1,1 @@
+"""Benchmarks against peers; `python -m benchmarks` runs them, README.md explains them."""
