@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import os
 import signal
@@ -66,6 +67,7 @@ class Contestant:
         self._directory = directory
         self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.stop)
 
     def start(self) -> float:
         """Start it and have it take one event. Raises RuntimeError where another has its port."""
@@ -99,8 +101,9 @@ class Contestant:
             time.sleep(0.002)
 
     def stop(self) -> None:
-        """End it."""
-        assert self._process is not None
+        """End it, if it runs."""
+        if self._process is None or self._process.poll() is not None:
+            return
         self._process.terminate()
         try:
             self._process.wait(20)

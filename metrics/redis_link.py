@@ -175,8 +175,8 @@ class Link:
         self._cluster: Any = None
         self._mode = ""
         self._lost_map = False
-        self.histories: set[str] = set()
-        """The runs of servers that answered; one more may mean that commits were lost."""
+        self._histories: dict[str, str] = {}
+        self._doubts: set[str] = set()
 
     def in_cluster(self) -> bool:
         """Whether the server is a node of a cluster."""
@@ -204,6 +204,18 @@ class Link:
             if todo:
                 raise todo[0].reply
             return [each.reply for each in tries]
+
+    def in_doubt(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` whose server may lack commits: it restarted, took over, or is new here.
+
+        Each answer is given once.
+        """
+        with self._guard():
+            doubts = self._doubts.copy()
+            if doubts and self._cluster is not None:
+                keys = [key for key in keys if self._cluster.get_node_from_key(key).name in doubts]
+            self._doubts.clear()
+            return list(keys) if doubts else []
 
     def spread(self, keys: Sequence[str]) -> list[str]:
         """As few of `keys` as reach every node that serves any of them."""
@@ -256,7 +268,11 @@ class Link:
             if line.startswith((b"run_id:", b"master_replid:"))
         ]
         # whoever may not ask INFO has every reconnect taken for another history
-        self.histories.add(b" ".join(lines).decode() or secrets.token_hex(8))
+        history = b" ".join(lines).decode() or secrets.token_hex(8)
+        name = f"{connection.host}:{connection.port}"
+        if self._histories.get(name) != history:
+            self._histories[name] = history
+            self._doubts.add(name)
 
     def _round(self, tries: Iterable[_Try], promise: Promise) -> None:
         """Send every node its calls, then read the replies."""

@@ -135,13 +135,11 @@ class RedisStore:
         self._mirror_lock = threading.Lock()
         self._mirror = Mirror()
         self._known: dict[str, Known] = {}
-        self._behind: set[str] = set()
         self._suspects: set[str] = set()
         self._fallen: dict[str, str] = {}
         self._listed: set[str] = set()
         self._birth: bytes = b""
         self._change = 0
-        self._histories = 0
         self._swept = 0
         self._seen = 0
         self._next_look = 0.0
@@ -278,7 +276,6 @@ class RedisStore:
 
     def _commit(self, shares: list[Share], now: float) -> list[bool]:
         """Commit every share; the verdicts in the order of the batch."""
-        self._list([share.model for share in shares])
         if len(shares) > 1:
             self._claim(shares, now)
         todo = shares
@@ -317,6 +314,7 @@ class RedisStore:
 
         `begun` tells that other shares of the batch are counted: too late for ConstantsDiffer.
         """
+        self._list(share.model for share in shares)
         try:
             calls = [self._plan(share, now) for share in shares]
         except ConstantsDiffer as error:
@@ -389,8 +387,6 @@ class RedisStore:
         known = self._known.setdefault(share.model, Known(share.epoch))
         if sequence == known.sequence + 1:
             self._known[share.model] = Known(known.epoch, sequence)
-        else:
-            self._behind.add(share.model)
         if change == self._change + 1:
             self._change = change
         if change == 1:
@@ -429,10 +425,9 @@ class RedisStore:
             change, changed = 0, self._changed_in_cluster()
         else:
             change, changed = self._changed()
-        if len(self._link.histories) > self._histories:
-            self._suspects.update(self._known)
-            self._histories = len(self._link.histories)
-        self._load(changed | self._behind)
+        homes = {_tag(model): model for model in self._known}
+        self._suspects.update(homes[tag] for tag in self._link.in_doubt(homes))
+        self._load(changed)
         self._change = change
         self._next_look = clock.monotonic() + CATCH_UP_SECONDS
 
@@ -445,7 +440,7 @@ class RedisStore:
             ]
         )
         birth = births[0] if births else b""
-        if birth != self._birth or (self._change and not rows):  # not the key it was
+        if birth != self._birth:  # not the key it was
             self._suspects.update(self._known)
             self._birth = birth
             self._change = 0
@@ -570,7 +565,6 @@ class RedisStore:
             self._known[model] = loaded.known
         else:
             self._known.pop(model, None)
-        self._behind.discard(model)
         self._suspects.discard(model)
 
     def _every(self, kind: str) -> list[str]:

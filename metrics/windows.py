@@ -17,7 +17,7 @@ PANES = 60
 """Panes a window is cut into, at most."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DURATION = re.compile(r"(\d+)([smhdw])")
+_DURATION = re.compile(r"([0-9]+)([smhdw])")
 
 
 class Pane(NamedTuple):

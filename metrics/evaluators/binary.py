@@ -18,7 +18,7 @@ KEYS = ("0", "1")
 def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evaluation:
     """The increment of one event's rows. Raises Refused for what is neither 0, 1 nor between."""
     assert feedback.prediction is not None
-    truth, prediction = agree(feedback.truth, feedback.prediction, flat_rows=False)
+    truth, prediction = agree(feedback.truth, feedback.prediction, scalars=True)
     classes = Classes(feedback, settings, known)
     evaluation = Evaluation(rows=len(truth))
     for side in (truth, prediction):

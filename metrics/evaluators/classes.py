@@ -30,22 +30,27 @@ def label(value: Any) -> str:
     return str(int(value))
 
 
-def agree(truth: Values, prediction: Values, flat_rows: bool) -> tuple[Values, Values]:
+def agree(
+    truth: Values, prediction: Values, flat_rows: bool = False, scalars: bool = False
+) -> tuple[Values, Values]:
     """Both sides with the same number of rows. Raises Refused where they cannot have it.
 
     A flat list against a single row of the same width is that row in short; with `flat_rows`
-    every flat list of several numbers is (the ancestor's one-hot form).
+    every flat list of several numbers is (the ancestor's one-hot form), and with `scalars` two
+    flat lists never are.
     """
     if not truth.width and not prediction.width:
-        if (flat_rows or len(truth) == 1 or _fractions(prediction)) and _is_row(prediction):
+        if scalars:
+            pass
+        elif (flat_rows or len(truth) == 1 or _fractions(prediction)) and _is_row(prediction):
             if len(truth) == len(prediction) and (flat_rows or _one_hot(truth.flat)):
                 truth = truth.as_one_row()
             if truth.width or len(truth) == 1:
                 prediction = prediction.as_one_row()
     elif not truth.width and len(prediction) == 1 and len(truth) == prediction.width:
-        truth = truth.as_one_row()
+        truth = truth.as_one_row() if truth.numeric else truth
     elif not prediction.width and len(truth) == 1 and len(prediction) == truth.width:
-        prediction = prediction.as_one_row()
+        prediction = prediction.as_one_row() if prediction.numeric else prediction
     if len(truth) != len(prediction):
         raise Refused(
             prediction.field, f"{len(prediction)} rows, but {truth.field} has {len(truth)}"
@@ -82,6 +87,8 @@ class Classes:
         self.proposed = sent if sent and not fixed else None
         self.names: tuple[str, ...] = fixed or sent or ()
         self.configured = bool(settings.classes)
+        self.fractions = settings.task != "auto"
+        """Whether a lone fraction may be a label as written, as it was to the ancestor."""
         self._index = _keys_of(self.names)
 
     def fix(self, evaluation: Evaluation) -> None:

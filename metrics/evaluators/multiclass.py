@@ -107,7 +107,9 @@ def _true_columns(
 
 def _labels(values: Values, classes: Classes, width: int = 0) -> list[str]:
     """The class keys of (N,) labels beside rows of `width` columns, if any."""
-    return classes.keys(values, width, fractions=not width and len(values) == 1)
+    return classes.keys(
+        values, width, fractions=classes.fractions and not width and values.rows == 1
+    )
 
 
 def one_hot(values: Values) -> Sequence[int]:

@@ -38,7 +38,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     for side in (feedback.truth, feedback.prediction):
         if not side.numeric:
             raise Refused(side.field, "must be numbers: the model's task is regression")
-    truth, prediction = agree(feedback.truth, feedback.prediction, settings.flat_rows)
+    truth, prediction = agree(feedback.truth, feedback.prediction, scalars=True)
     if truth.width != prediction.width:
         raise Refused(
             prediction.field,
