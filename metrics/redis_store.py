@@ -440,7 +440,7 @@ class RedisStore:
             ]
         )
         birth = births[0] if births else b""
-        if birth != self._birth:  # not the key it was
+        if birth != self._birth or (self._change and not rows):  # not the key it was
             self._suspects.update(self._known)
             self._birth = birth
             self._change = 0

@@ -89,8 +89,8 @@ def feedback(rows: Rows) -> payload.Feedback:
     truth, prediction = rows.truth.tolist(), rows.prediction.tolist()
     if rows.probabilities is not None:
         prediction = rows.probabilities.tolist()
-        if rows.task == "binary" and len(rows) == 1:  # one number says it as well
-            prediction = [prediction[0][rows.settings.positive]]
+        if rows.task == "binary" and len(rows) % 2:  # one number a row says it as well
+            prediction = [pair[rows.settings.positive] for pair in prediction]
     elif rows.settings.classes:
         truth, prediction = (
             [rows.settings.classes[column] for column in side] for side in (truth, prediction)

@@ -184,7 +184,7 @@ class CutWire:
         self.cuts = 0
         self.wrap: ssl.SSLContext | None = None
         """With it, clients speak TLS to the proxy; the server never does."""
-        self._target = port
+        self.target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -220,7 +220,7 @@ class CutWire:
                 client = self.wrap.wrap_socket(client, server_side=True)
             except OSError:
                 return
-        with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+        with client, socket.create_connection(("127.0.0.1", self.target)) as server:
             mute = threading.Event()
             threading.Thread(target=_pour, args=(server, client, mute), daemon=True).start()
             with suppress(OSError):

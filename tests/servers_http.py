@@ -10,6 +10,7 @@ who starts one holds a lock for as long, and the test is skipped where something
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import http.client
 import json
@@ -27,7 +28,6 @@ from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
@@ -77,9 +77,12 @@ def feedback(response: Any = 1, truth: Any = 1, **more: Any) -> dict[str, Any]:
 
 
 def attributes(id: str, model: str = "", **more: str) -> dict[str, str]:
-    """A feedback event's attributes; `model` is the id of four parts, or nothing."""
+    """A feedback event's attributes; `model` is the id of four parts, or nothing.
+
+    Each model has a source of its own, so that tests that share a server share no ids.
+    """
     named = dict(zip(IDENTITY, model.split("/"), strict=True)) if model else {}
-    core = {"specversion": "1.0", "id": id, "source": "/test", "type": FEEDBACK}
+    core = {"specversion": "1.0", "id": id, "source": f"/test/{model}", "type": FEEDBACK}
     return {**core, **named, **more}
 
 
@@ -113,27 +116,34 @@ class Answer(NamedTuple):
         return {name[3:]: text for name, text in self.headers.items() if name.startswith("ce-")}
 
 
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-"""Value by name and labels, sorted."""
+def series(exposition: str, *having: str) -> dict[str, float]:
+    """Series as written (Prometheus text) -> value, of those that contain all of `having`."""
+    found = {}
+    for line in exposition.splitlines():
+        name, _, number = line.rpartition(" ")
+        if not line.startswith("#") and all(text in name for text in having):
+            found[name] = float(number)
+    return found
 
 
-def samples(exposition: str, kind: str = "counter") -> Samples:
-    """All samples of the families of one kind in an exposition (Prometheus text)."""
+def counters(exposition: str) -> dict[str, float]:
+    """All counters."""
+    return series(exposition, "_total")
+
+
+def outcomes(exposition: str, *having: str) -> dict[str, float]:
+    """Events by outcome, summed over the series that contain all of `having`."""
+    events = series(exposition, "feedback_events_total{", *having)
     return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(exposition)
-        if family.type == kind
-        for sample in family.samples
+        outcome: sum(number for name, number in events.items() if f'outcome="{outcome}"' in name)
+        for outcome in ("accepted", "duplicate", "rejected")
     }
 
 
-def outcomes(exposition: str) -> dict[str, float]:
-    """Events by outcome, over all models."""
-    found = dict.fromkeys(("accepted", "duplicate", "rejected"), 0.0)
-    for (name, labels), number in samples(exposition).items():
-        if name == "feedback_events_total":
-            found[dict(labels)["outcome"]] += number
-    return found
+def of_model(id: str) -> tuple[str, ...]:
+    """What the series of a model contain."""
+    labels = ("deployment_namespace", "deployment_name", "predictor_name", "model_name")
+    return tuple(f'{label}="{part}"' for label, part in zip(labels, id.split("/"), strict=True))
 
 
 class Server:
@@ -200,14 +210,14 @@ class Server:
     def terminate(self) -> int:
         """SIGTERM, as the kubelet sends it; its exit status."""
         assert self._process is not None
-        self._hang_up()
+        self.hang_up()
         self._process.terminate()
         return self._process.wait(30)
 
     def kill(self) -> None:
         """SIGKILL to all its processes."""
         assert self._process is not None
-        self._hang_up()
+        self.hang_up()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -256,10 +266,10 @@ class Server:
             headers = {name.lower(): text for name, text in response.getheaders()}
             answer = Answer(response.status, headers, response.read())
         except BaseException:
-            self._hang_up()
+            self.hang_up()
             raise
         if response.will_close:
-            self._hang_up()
+            self.hang_up()
         return answer
 
     def get(self, path: str, **headers: str) -> Answer:
@@ -275,10 +285,7 @@ class Server:
     def event(self, body: Any, attributes: Mapping[str, str]) -> Answer:
         """POST an event in binary mode."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {
-            f"ce-{name}": quote(text, safe=" !#$&'()*+,/:;=?@[]{}~")
-            for name, text in attributes.items()
-        }
+        headers = {f"ce-{name}": quote(text, safe="/:;,=+") for name, text in attributes.items()}
         return self.request("POST", "/", {"content-type": "application/json", **headers}, data)
 
     def feedback(
@@ -307,7 +314,13 @@ class Server:
         assert answer.status == 200, answer
         return answer.text
 
-    def _hang_up(self) -> None:
+    def twin(self) -> Any:
+        """The same process by a connection of one's own, e.g. for another thread."""
+        twin = copy.copy(self)
+        twin._process = twin._connection = None
+        return twin
+
+    def hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -205,6 +205,18 @@ def test_only_duplicates(backend: Backend) -> None:
     assert all_time(store) == {"events": {(): 1}, "duplicates": {(): 3}}
 
 
+def test_without_digest(backend: Backend) -> None:
+    """An entry without a digest is new every time, and remembered nowhere."""
+    store = backend.open()
+    store.commit([entry(1)], NOW)
+    nameless = Entry("m", b"", (ALL_TIME,), ONE)
+    batch = [nameless, entry(1), nameless, entry(2), nameless]
+    assert store.commit(batch, NOW) == [True, False, True, True, True]
+    assert store.commit([nameless, entry(2)], NOW) == [True, False]
+    assert all_time(store) == {"events": {(): 6}, "duplicates": {(): 2}}
+    assert store.seen() == 2
+
+
 def test_duplicate_across_instances(shared: Backend) -> None:
     """What one instance committed is a duplicate to another, which has not read it."""
     one, other = shared.open(), shared.open()
@@ -307,9 +319,12 @@ def test_equal_constants(shared: Backend) -> None:
     assert repr(other.read().constants("m")["origin"]) == "1.0"
 
 
-def test_constant_of_another_instance(shared: Backend) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_constant_of_another_instance(shared: Backend, known: bool) -> None:
     """ConstantsDiffer leaves nothing written for any model, and `read` knows the constant."""
     one, other = shared.open(), shared.open()
+    if known:
+        one.commit([entry(0, {})], NOW)
     other.read()
     one.commit([entry(1, constants={"origin": 0.25})], NOW)
     batch = [entry(2, model="a"), entry(3, constants={"origin": 0.5}), entry(4, model="z")]
@@ -488,6 +503,16 @@ def test_within_a_second(url: str, server: RedisServer, tmp_path: Any) -> None:
     one.commit([entry(3)], NOW)
     assert within(1.0, lambda: all_time(other) == {"events": {(): 2}})
     backend.close()
+
+
+def test_another_model(shared: Backend) -> None:
+    """A commit of one's own does not hide what others committed to another model."""
+    one, other = shared.open(), shared.open()
+    one.read()
+    for id in range(3):
+        other.commit([entry(id, model="n")], NOW)
+        one.commit([entry(id)], NOW)
+        assert all_time(one, "n") == {"events": {(): id + 1}}
 
 
 def test_catching_up(shared: Backend) -> None:

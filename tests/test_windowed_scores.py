@@ -134,7 +134,7 @@ def test_windows_hold_what_brute_force_finds_in_the_raw_rows(task: str, seed: in
     first: dict[int, Sent] = {}
     late = duplicates = at = 0
     most = dict.fromkeys(WINDOWS, 0)
-    stops = {*np.linspace(30, len(deliveries), 5, dtype=int).tolist()}
+    stops = {*np.linspace(60, len(deliveries), 4, dtype=int).tolist()}
     while at < len(deliveries):
         batch = deliveries[at : at + int(rng.choice([1, 5, 40]))]
         at += len(batch)

@@ -52,8 +52,9 @@ def count_probability_rows(
     scored = columns_scored(keys)
     if scored:
         first = scored[0]
+        scores = np.minimum(rows[:, first:], 1.0)  # a row may sum to a little more than 1
         with np.errstate(divide="ignore"):
-            logits = np.log(rows[:, first:] / (1 - rows[:, first:])) * LOGITS_A_UNIT
+            logits = np.log(scores / (1 - scores)) * LOGITS_A_UNIT
         codes = np.clip(np.rint(logits), -MAX_LOGIT_BIN, MAX_LOGIT_BIN).astype(np.int64)
         positive = true[:, None] == np.arange(first, width)
         codes += MAX_LOGIT_BIN + _BINS * np.arange(width - first)
