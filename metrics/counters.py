@@ -23,6 +23,8 @@ Vector = dict[str, Cells]
 Increment = Mapping[str, Mapping[Labels, Number]]
 
 NO_LABELS: Labels = ()
+LARGEST = 1e150
+"""What one event adds to a sum, at most: no number of events adds up to infinity, squared or not."""
 OTHER = "__other__"
 """The label into which everything past a cap on distinct labels is folded."""
 

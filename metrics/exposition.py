@@ -7,6 +7,7 @@ rule, in which a correct multiclass row is also a true negative of its own class
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -414,6 +415,7 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
     now = app.now()
     known = _encoded.setdefault(app, {}).setdefault(content_type, {})
     blocks: dict[bytes, list[bytes]] = {}  # HELP and TYPE of a family -> samples
+    taken: set[bytes] = set()
     states = app.read().models
     for gone in known.keys() - states.keys():
         del known[gone]
@@ -425,10 +427,10 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
             families = _Families(created)
             _add_model(families, app, model, state, now)
             entry = known[model] = (state, settings, panes, _blocks(encode(_Part(families))))
-        _append(blocks, entry[3])
+        _append(blocks, taken, entry[3])
     families = _Families(created)
     _add_server(families, app)
-    _append(blocks, _blocks(encode(_Part(families))))
+    _append(blocks, taken, _blocks(encode(_Part(families))))
     parts = [part for head, bodies in blocks.items() for part in (head, *bodies)]
     if created:
         parts.append(b"# EOF\n")
@@ -444,22 +446,37 @@ _encoded: WeakKeyDictionary[
 def _blocks(text: bytes) -> _Blocks:
     """The families of an exposition: each one's HELP and TYPE lines, and its samples."""
     found = []
-    for block in text.removesuffix(b"# EOF\n").split(b"# HELP ")[1:]:
-        help, kind, samples = block.split(b"\n", 2)
+    text = b"\n" + text.removesuffix(b"# EOF\n").removesuffix(b"\n")
+    for block in text.split(b"\n# HELP ")[1:]:  # a label may hold anything but a line's end
+        help, kind, samples = (block + b"\n").split(b"\n", 2)
         found.append((b"# HELP " + help + b"\n" + kind + b"\n", samples))
     return found
 
 
-def _append(blocks: dict[bytes, list[bytes]], more: _Blocks) -> None:
-    """Add samples to their families; a family that has another type already stays as it is."""
+def _append(blocks: dict[bytes, list[bytes]], taken: set[bytes], more: _Blocks) -> None:
+    """Add samples to their families; one whose names another family has is left out."""
     for head, samples in more:
         same = blocks.get(head)
         if same is not None:
             same.append(samples)
-        elif not any(_name(head) == _name(other) for other in blocks):
+            continue
+        names = _names(head)
+        if taken.isdisjoint(names):
+            taken |= names
             blocks[head] = [samples]
 
 
-def _name(head: bytes) -> bytes:
-    """The family's name in `# HELP name …`."""
-    return head.split(b" ", 3)[2]
+@lru_cache(maxsize=4096)
+def _names(head: bytes) -> frozenset[bytes]:
+    """The names that a family and its samples have, in either format."""
+    kind = head.rstrip().rpartition(b" ")[2]
+    name = head.split(b" ", 3)[2]
+    if kind == b"counter":
+        name = name.removesuffix(b"_total")
+    return frozenset(name + suffix for suffix in _SUFFIXES.get(kind, (b"",)))
+
+
+_SUFFIXES = {
+    b"counter": (b"", b"_total", b"_created"),
+    b"histogram": (b"", b"_bucket", b"_sum", b"_count", b"_created"),
+}

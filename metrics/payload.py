@@ -33,6 +33,7 @@ MAX_LABEL = 256
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUMBERS = frozenset({int, float, bool})
+_DECIMAL = re.compile("-?[0-9]{1,20}")
 
 Scalar = int | float | bool | str
 
@@ -77,6 +78,12 @@ class Values:
 
         doubles = array("d", self.flat) if self.doubles is None else self.doubles
         return np.frombuffer(doubles, np.float64).reshape(len(self), self.width or 1)
+
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite; like `matrix` only where `numeric`, with numpy."""
+        import numpy as np
+
+        return bool(np.isfinite(self.matrix()).all())
 
 
 @dataclass(slots=True)
@@ -235,14 +242,15 @@ def _outputs(outputs: Any, where: str) -> Values:
 
 def _output(output: Mapping[str, Any], where: str) -> Values:
     datatype = output.get("datatype")
-    if datatype not in _V2_DATATYPES:
+    if type(datatype) is not str or datatype not in _V2_DATATYPES:
         raise Refused(f"{where}.datatype", f"must be one of {', '.join(sorted(_V2_DATATYPES))}")
     if "data" not in output:
         raise Refused(f"{where}.data", "missing (only JSON data is read)")
     data = output["data"]
     shape = output.get("shape")
     values = _array(data, f"{where}.data")
-    if (datatype == "BYTES") == values.numeric:
+    fits = set(map(type, values.flat)) == {str} if datatype == "BYTES" else values.numeric
+    if not fits or (datatype == "BOOL" and not set(values.flat) <= {0, 1}):
         raise Refused(f"{where}.data", f"is not of datatype {datatype}")
     if datatype not in _FLOAT_DATATYPES and not values.whole() and values.numeric:
         raise Refused(f"{where}.data", f"has a fraction, which datatype {datatype} has not")
@@ -263,7 +271,8 @@ def _array(value: Any, where: str) -> Values:
         raise Refused(where, "has no rows")
     if type(value[0]) is not list:
         return _flat(value, where)
-    if len(value) < _MANY and set(map(type, value)) != {list}:
+    # among many rows of several columns only strings and objects pass as rows, and `_flat` tells
+    if (len(value) < _MANY or len(value[0]) == 1) and set(map(type, value)) != {list}:
         raise Refused(where, "mixes rows and scalars")
     try:
         widths = set(map(len, value))
@@ -290,7 +299,7 @@ def _flat(flat: list[Any], where: str, width: int = 0) -> Values:
             pass  # not numbers alone: told apart below
         else:
             values = Values(where, flat, width, True, None, doubles)
-            if not isfinite(values.matrix().sum()) and not all(map(isfinite, doubles)):
+            if not values.finite():
                 raise Refused(where, "has a number that is not finite")
             return values
     kinds = set(map(type, flat))
@@ -310,7 +319,7 @@ def _flat(flat: list[Any], where: str, width: int = 0) -> Values:
 def _shaped(flat: list[Any], dims: Sequence[int], where: str) -> Values:
     """`flat` laid out as `dims`; dimensions of 1 beyond the first are dropped."""
     if prod(dims) != len(flat):
-        shape = "×".join(map(str, dims)) or "a scalar"
+        shape = one_line("×".join(map(str, dims)), 60) or "a scalar"
         raise Refused(where, f"{len(flat)} values for the shape {shape}")
     if not flat:
         raise Refused(where, "has no rows")
@@ -323,7 +332,13 @@ def _shaped(flat: list[Any], dims: Sequence[int], where: str) -> Values:
 def _shape(shape: Any, where: str) -> list[int]:
     if type(shape) is not list or any(type(size) is not int or size < 0 for size in shape):
         raise Refused(where, "must be a list of sizes, each 0 or more")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise Refused(where, f"has {len(shape)} dimensions")
     return shape
+
+
+_MAX_DIMENSIONS = 32
+"""Sizes that are multiplied at all: the product of a million would take hours."""
 
 
 def _tensor(tensor: Any, where: str) -> Values:
@@ -383,7 +398,7 @@ def _tf_dims(shape: Any, where: str) -> list[int]:
     if type(dims) is not list or any(type(dim) is not dict for dim in dims):
         raise Refused(where, 'must be {"dim": [{"size": …}, …]}')
     try:
-        sizes = [int(dim.get("size", 0)) for dim in dims]
+        sizes = [_integer(dim.get("size", 0)) for dim in dims]
     except (TypeError, ValueError):
         raise Refused(where, "has a size that is no integer") from None
     return _shape(sizes, where)
@@ -407,11 +422,15 @@ def _number(value: Any) -> float:
 
 
 def _integer(value: Any) -> int:
-    if type(value) is str or type(value) is int:
-        return int(value)
-    if type(value) is float and value.is_integer():
-        return int(value)
-    raise TypeError
+    """A whole number of at most 64 bits, or the decimal string of one."""
+    if type(value) is str and not _DECIMAL.fullmatch(value):
+        raise ValueError
+    if type(value) not in (int, str) and not (type(value) is float and value.is_integer()):
+        raise TypeError
+    number = int(value)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise OverflowError
+    return number
 
 
 def _boolean(value: Any) -> bool:
@@ -420,16 +439,23 @@ def _boolean(value: Any) -> bool:
     return value
 
 
+def _bits(value: Any) -> int:
+    bits = _integer(value)
+    if not 0 <= bits < 1 << 16:
+        raise ValueError
+    return bits
+
+
 def _half(value: Any) -> float:
     from struct import pack, unpack
 
-    return float(unpack("<e", pack("<H", _integer(value)))[0])
+    return float(unpack("<e", pack("<H", _bits(value)))[0])
 
 
 def _bfloat16(value: Any) -> float:
     from struct import pack, unpack
 
-    return float(unpack("<f", pack("<I", _integer(value) << 16))[0])
+    return float(unpack("<f", pack("<I", _bits(value) << 16))[0])
 
 
 def _string(value: Any) -> str:
@@ -457,6 +483,8 @@ def _read_meta(meta: Any, where: str, feedback: Feedback) -> None:
     if routing:
         if type(routing) is not dict:
             raise Refused(f"{where}.routing", "must be a JSON object")
+        if not set(map(type, routing.values())) <= {int, float, str}:
+            raise Refused(f"{where}.routing", "must give each router's branch as a number")
         parts = (f"{router}={branch}" for router, branch in sorted(routing.items()))
         feedback.route = check_label(",".join(parts), f"{where}.routing")
     elif meta.get("requestPath") and not feedback.route:

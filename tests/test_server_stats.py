@@ -42,14 +42,32 @@ class Worker:
 
     def end(self, how: int = 0) -> None:
         """Let it end, or kill it; its process is gone when this returns."""
-        if how:
+        if self.pid:
             os.kill(self.pid, how)
-        os.close(self._let_go)
-        os.close(self._wait)
-        os.waitpid(self.pid, 0)
+            os.write(self._let_go, b"x")
+            os.waitpid(self.pid, 0)
+            os.close(self._let_go)
+            os.close(self._wait)
+            self.pid = 0
 
 
+Make = Callable[[int], ServerStats]
 Start = Callable[[ServerStats, Callable[[], None]], Worker]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes figures of servers of several workers, and closes what workers share."""
+    made: list[ServerStats] = []
+
+    def make(workers: int) -> ServerStats:
+        made.append(ServerStats(workers))
+        return made[-1]
+
+    yield make
+    for stats in made:
+        assert stats._file is not None
+        stats._file.close()
 
 
 @pytest.fixture
@@ -63,10 +81,7 @@ def start() -> Iterator[Start]:
 
     yield start
     for worker in workers:
-        try:
-            worker.end()
-        except OSError:
-            pass  # it was ended by the test
+        worker.end()
 
 
 def test_nothing_has_happened_yet() -> None:
@@ -131,9 +146,9 @@ def test_every_kind_and_outcome_has_its_own_count() -> None:
     assert stats.commit_seconds()[1] == 0
 
 
-def test_workers_are_read_as_their_sum(start: Start) -> None:
+def test_workers_are_read_as_their_sum(make: Make, start: Start) -> None:
     """Whichever process is asked, all are in it."""
-    stats = ServerStats(3)
+    stats = make(3)
 
     def work() -> None:
         stats.committed(0.002, 5)
@@ -151,9 +166,11 @@ def test_workers_are_read_as_their_sum(start: Start) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, 0])
-def test_a_worker_that_replaces_a_dead_one_has_its_counts(start: Start, how: int) -> None:
+def test_a_worker_that_replaces_a_dead_one_has_its_counts(
+    make: Make, start: Start, how: int
+) -> None:
     """No counter falls when a worker dies, and its row is used again."""
-    stats = ServerStats(2)
+    stats = make(2)
     start(stats, lambda: stats.committed(0.1, 1))
     dead = start(stats, lambda: stats.committed(0.1, 2))
     dead.end(how)
@@ -162,18 +179,18 @@ def test_a_worker_that_replaces_a_dead_one_has_its_counts(start: Start, how: int
     assert stats.batch_events()[1] == 7
 
 
-def test_living_workers_keep_their_rows(start: Start) -> None:
+def test_living_workers_keep_their_rows(make: Make, start: Start) -> None:
     """A worker too many finds none, rather than one that somebody writes."""
-    stats = ServerStats(2)
+    stats = make(2)
     for _ in range(2):
         start(stats, lambda: stats.committed(0.1, 1))
     with pytest.raises(RuntimeError, match="more worker processes than rows"):
         stats.claim()
 
 
-def test_servers_do_not_share() -> None:
+def test_servers_do_not_share(make: Make) -> None:
     """Each server has figures of its own."""
-    one, other = ServerStats(2), ServerStats(2)
+    one, other = make(2), make(2)
     one.claim()
     other.claim()
     one.committed(0.1, 1)

@@ -11,7 +11,7 @@ exact where sums about zero cancel (targets of 1e8 ± 1), and they still add up 
 from __future__ import annotations
 
 from ..bins import error_bin
-from ..counters import Labels, Number
+from ..counters import LARGEST, Labels, Number
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
@@ -28,6 +28,8 @@ FAMILIES = (
     "percentage_error",
     "percentage_rows",
 )
+MAX_OUTPUTS = 1000
+"""Outputs of a model: each has its own counters."""
 ZERO = "zero"
 """The bin of errors too small for a logarithm."""
 
@@ -45,6 +47,8 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
             f"{prediction.width or 1} outputs, but {truth.field} has {truth.width or 1}",
         )
     outputs = truth.width or 1
+    if outputs > MAX_OUTPUTS:
+        raise Refused(truth.field, f"{outputs} outputs; at most {MAX_OUTPUTS} are taken")
     origins = known.constants.get("origins")
     if origins is None:
         origins = [float(value) for value in truth.flat[:outputs]]
@@ -76,6 +80,8 @@ def _add_output(
         size = abs(residual)
         absolute += size
         squared += residual * residual
+        if not squared < LARGEST:
+            break  # refused below
         error += residual
         centred = float(true) - origin
         offset += centred
@@ -96,7 +102,7 @@ def _add_output(
         percentage,
         percentage_rows,
     )
-    if not all(abs(value) < float("inf") for value in sums):
+    if not all(abs(value) < LARGEST for value in sums):
         raise Refused(truth.field, "numbers too large to be squared")
     for family, value in zip(FAMILIES, sums, strict=True):
         evaluation.increment.setdefault(family, {})[name,] = value

@@ -7,7 +7,8 @@ reward_offset and reward_offset_squared (less the model's first reward, for the 
 
 from __future__ import annotations
 
-from ..counters import NO_LABELS, OTHER
+from ..counters import LARGEST, NO_LABELS, OTHER
+from ..errors import Refused
 from ..payload import Feedback
 from .evaluation import Evaluation, Known
 
@@ -16,10 +17,13 @@ MAX_ROUTES = 100
 
 
 def evaluate(feedback: Feedback, evaluation: Evaluation, known: Known) -> None:
-    """Add the event's reward to `evaluation`."""
+    """Add the event's reward to `evaluation`. Raises Refused for one too large to be squared."""
     reward = feedback.reward
     assert reward is not None
     origin = float(known.constants.get("reward_origin", reward))
+    offset = reward - origin
+    if not max(abs(reward), offset * offset) < LARGEST:
+        raise Refused("reward", "too large to be squared")
     evaluation.constants["reward_origin"] = origin
     labels = [NO_LABELS]
     if feedback.route:
@@ -30,8 +34,8 @@ def evaluate(feedback: Feedback, evaluation: Evaluation, known: Known) -> None:
         "rewards": 1,
         "reward_positive": max(reward, 0.0),
         "reward_negative": max(-reward, 0.0),
-        "reward_offset": reward - origin,
-        "reward_offset_squared": (reward - origin) ** 2,
+        "reward_offset": offset,
+        "reward_offset_squared": offset * offset,
     }
     for family, value in sums.items():
         evaluation.increment[family] = dict.fromkeys(labels, value)

@@ -99,7 +99,10 @@ def _name(name: Any, kind: Any, at: str) -> str:
         kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total"))
     ):
         raise Refused(f"{at}.key", f"{name!r} is reserved")
-    return name.removesuffix("_total")
+    bare: str = name.removesuffix("_total")
+    if not bare:
+        raise Refused(f"{at}.key", "'_total' is no metric name")
+    return bare
 
 
 def _tags(tags: Any, at: str) -> Labels:
