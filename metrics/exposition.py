@@ -418,7 +418,7 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
     taken: set[bytes] = set()
     states = app.read().models
     for gone in known.keys() - states.keys():
-        del known[gone]
+        known.pop(gone, None)  # another thread may have been first
     for model, state in sorted(states.items()):
         settings = app.models.of(model)
         panes = tuple(int(now // window.width) for window in settings.windows)

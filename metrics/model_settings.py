@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .errors import ConfigurationError
-from .payload import MAX_LABEL
+from .payload import MAX_LABEL, one_line
 from .windows import Window, window
 
 TASKS = ("auto", "multiclass", "binary", "multilabel", "regression")
@@ -52,8 +52,10 @@ class ModelSettings:
             raise ConfigurationError(f"probabilities: must be one of {', '.join(PROBABILITIES)}")
         if len(set(self.classes)) != len(self.classes):
             raise ConfigurationError("classes: names a class twice")
-        if any(not name or len(name) > MAX_LABEL for name in self.classes):
-            raise ConfigurationError(f"classes: a name needs 1 to {MAX_LABEL} characters")
+        if any(not name or one_line(name, MAX_LABEL) != name for name in self.classes):
+            raise ConfigurationError(
+                f"classes: a name needs 1 to {MAX_LABEL} characters, none of them a control one"
+            )
         if self.task == "binary" and len(self.classes) not in (0, 2):
             raise ConfigurationError("classes: a binary model has two")
         if self.positive_class not in ("", *(self.classes or ("0", "1"))):

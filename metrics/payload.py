@@ -399,7 +399,7 @@ def _tf_dims(shape: Any, where: str) -> list[int]:
         raise Refused(where, 'must be {"dim": [{"size": …}, …]}')
     try:
         sizes = [_integer(dim.get("size", 0)) for dim in dims]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Refused(where, "has a size that is no integer") from None
     return _shape(sizes, where)
 

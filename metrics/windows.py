@@ -17,7 +17,7 @@ PANES = 60
 """Panes a window is cut into, at most."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DURATION = re.compile(r"([0-9]+)([smhdw])")
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 
 
 class Pane(NamedTuple):
@@ -50,7 +50,7 @@ def duration(text: str) -> int:
     text = text.strip()
     seconds = (
         int(text)
-        if text.isascii() and text.isdigit()
+        if text.isascii() and text.isdigit() and len(text) <= 9
         else sum(int(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
     )
     if seconds <= 0 or not (text.isdigit() or _DURATION.sub("", text) == ""):
@@ -85,7 +85,8 @@ def place(time: float, arrival: float, windows: Sequence[Window]) -> Placement:
 @lru_cache(maxsize=1024)
 def _panes_at(second: int, windows: tuple[Window, ...]) -> tuple[Pane, ...]:
     """All time, and the pane of each window in which an event of this second counts."""
-    return ALL_TIME, *(Pane(each.width, second // each.width) for each in windows)
+    widths = dict.fromkeys(each.width for each in windows)  # windows of one width share panes
+    return ALL_TIME, *(Pane(width, second // width) for width in widths)
 
 
 def in_segments(panes: Iterable[Pane], segments: Iterable[str]) -> Iterator[Pane]:

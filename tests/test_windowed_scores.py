@@ -182,7 +182,6 @@ def test_a_window_is_off_by_at_most_one_pane(among: Window) -> None:
     assert among.width <= max(1, among.seconds / 30)
 
 
-@pytest.mark.xfail(strict=True, reason="windows.place gives a pane that two windows share twice")
 def test_windows_that_are_cut_alike_count_an_event_once() -> None:
     """90 seconds and 2 minutes both have panes of 2 seconds: one and the same pane."""
     panes = place(START, START, [window("90s"), window("2m")]).panes

@@ -43,12 +43,23 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
 
 def _labels(values: Values, classes: Classes) -> list[str]:
     if values.width:
-        own = classes.columns(values) if values.names else [0, 1]
+        own = _columns(values, classes) if values.names else [0, 1]
         return [str(own[column]) for column in one_hot(values)]
     for value in values.flat:
         if type(value) is float and not value.is_integer():
             raise Refused(values.field, f"{value!r} is neither 0 nor 1")
-    return classes.keys(values, 2)
+    keys = classes.keys(values, 2)
+    if not set(keys) <= set(KEYS):
+        raise Refused(values.field, "holds a class that is none of the model's first two")
+    return keys
+
+
+def _columns(values: Values, classes: Classes) -> list[int]:
+    """The class of each of the two columns."""
+    columns = classes.columns(values)
+    if sorted(columns) != [0, 1]:
+        raise Refused(values.field, "names a class that is none of the model's first two")
+    return columns
 
 
 def _probabilities(prediction: Values, positive: int, classes: Classes) -> Values | None:
@@ -62,7 +73,7 @@ def _probabilities(prediction: Values, positive: int, classes: Classes) -> Value
         bad = first_bad_row(prediction)
         if bad is not None:
             raise Refused(prediction.field, f"row {bad} is no pair of probabilities")
-        if classes.columns(prediction) == [0, 1]:
+        if _columns(prediction, classes) == [0, 1]:
             return prediction
         swapped = [p for at in range(0, len(flat), 2) for p in (flat[at + 1], flat[at])]
         return Values(prediction.field, swapped, 2, True)

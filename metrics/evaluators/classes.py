@@ -7,6 +7,7 @@ whose columns come in another order all count in the same class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,12 @@ from .evaluation import Evaluation, Known
 
 TOLERANCE = 1e-3 + 1e-9
 """How far a row of probabilities may sum from 1, and what its decimals may add to that."""
+
+
+REMEMBERED = 1000
+"""Columns of a row whose keys and names are cached; a few very wide ones would fill the memory."""
+
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 
 def label(value: Any) -> str:
@@ -43,7 +50,8 @@ def agree(
         if scalars:
             pass
         elif (flat_rows or len(truth) == 1 or _fractions(prediction)) and _is_row(prediction):
-            if len(truth) == len(prediction) and (flat_rows or _one_hot(truth.flat)):
+            one_row = (flat_rows and truth.numeric) or _one_hot(truth.flat)
+            if len(truth) == len(prediction) and one_row:
                 truth = truth.as_one_row()
             if truth.width or len(truth) == 1:
                 prediction = prediction.as_one_row()
@@ -89,7 +97,7 @@ class Classes:
         self.configured = bool(settings.classes)
         self.fractions = settings.task != "auto"
         """Whether a lone fraction may be a label as written, as it was to the ancestor."""
-        self._index = _keys_of(self.names)
+        self._index = _index_of(self.names)
 
     def fix(self, evaluation: Evaluation) -> None:
         """Propose the event's names as the model's, where it has none yet."""
@@ -98,7 +106,9 @@ class Classes:
 
     def are_columns(self, columns: Sequence[int]) -> bool:
         """Whether a whole number is the index of its column: no order, no name says otherwise."""
-        return columns == list(range(len(columns))) and not _has_numeral(self.names)
+        if len(self.names) > REMEMBERED or columns != list(range(len(columns))):
+            return False
+        return not _has_numeral(self.names)
 
     def keys(self, values: Values, width: int = 0, fractions: bool = True) -> list[str]:
         """The class keys of (N,) labels; `width` is the number of columns of the other side.
@@ -122,7 +132,7 @@ class Classes:
                 return key
             limit = width or (len(self.names) if self.configured else 0)
             if limit:
-                if text.isascii() and text.isdigit() and int(text) < limit:
+                if _INDEX.fullmatch(text) and int(text) < limit:
                     return text
                 classes = ", ".join(self.names[:5]) or f"0 to {limit - 1}"
                 raise Refused(values.field, f"{text[:40]!r} is none of the classes ({classes})")
@@ -144,6 +154,10 @@ class Classes:
                     return list(range(values.width))
                 raise Refused(values.field, f"{error.args[0]!r} is no configured class") from None
         return list(range(values.width))
+
+
+def _index_of(names: tuple[str, ...]) -> dict[str, str]:
+    return (_keys_of if len(names) <= REMEMBERED else _keys_of.__wrapped__)(names)
 
 
 @lru_cache(maxsize=256)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from math import fsum
 
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
-from .classes import TOLERANCE, Classes, agree, cap
+from .classes import REMEMBERED, TOLERANCE, Classes, agree, cap
 from .classification import VECTOR_ROWS, count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
 
@@ -25,7 +24,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         _rows(evaluation, truth, prediction, classes, settings, known)
     else:
         columns = classes.columns(truth) if truth.width else []
-        keys = column_keys(tuple(columns))
+        keys = column_keys(columns)
         true = [keys[at] for at in one_hot(truth)] if columns else _labels(truth, classes)
         predicted = _labels(prediction, classes, len(columns))
         _count(evaluation, Counter(zip(true, predicted, strict=True)), settings, known)
@@ -45,7 +44,7 @@ def _rows(
 ) -> None:
     """Count predictions that are rows, in terms of their columns."""
     columns = classes.columns(prediction)
-    keys = column_keys(tuple(columns))
+    keys = column_keys(columns)
     true = _true_columns(truth, classes, columns, keys)
     probabilities = as_probabilities(prediction, settings)
     best = argmax(prediction)
@@ -67,13 +66,18 @@ def _count(
     settings: ModelSettings,
     known: Known,
 ) -> None:
-    counted_as = cap({key for pair in pairs for key in pair}, known, settings.max_classes)
+    keys = dict.fromkeys(key for pair in pairs for key in pair)  # in order: which are folded
+    counted_as = cap(keys, known, settings.max_classes)
     count_outcomes(evaluation.increment, pairs, counted_as)
 
 
-@lru_cache(maxsize=1024)
-def column_keys(columns: tuple[int, ...]) -> tuple[str, ...]:
+def column_keys(columns: Sequence[int]) -> tuple[str, ...]:
     """The class keys of columns."""
+    return _keys_of(tuple(columns)) if len(columns) <= REMEMBERED else tuple(map(str, columns))
+
+
+@lru_cache(maxsize=1024)
+def _keys_of(columns: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(map(str, columns))
 
 
@@ -98,11 +102,19 @@ def _true_columns(
             plain = as_columns(truth, len(columns))
             if plain is not None:
                 return plain
-        at = {key: position for position, key in enumerate(keys)}
-        return [at[key] for key in _labels(truth, classes, len(columns))]
-    best = one_hot(truth)
-    own = classes.columns(truth) if truth.names else columns
-    return best if own == columns else [columns.index(own[column]) for column in best]
+        true = _labels(truth, classes, len(columns))
+    else:
+        best = one_hot(truth)
+        own = classes.columns(truth) if truth.names else columns
+        if own == columns:
+            return best
+        true = [str(own[column]) for column in best]
+    at = {key: position for position, key in enumerate(keys)}
+    try:
+        return [at[key] for key in true]
+    except KeyError as error:
+        reason = f"class {error.args[0]} is none of the prediction's columns"
+        raise Refused(truth.field, reason) from None
 
 
 def _labels(values: Values, classes: Classes, width: int = 0) -> list[str]:
@@ -136,25 +148,23 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
     Raises Refused, unless the settings have other rows normalised or taken as scores.
     """
     flat = prediction.flat
-    if set(prediction.row(0)) <= {0, 1} and flat.count(1) == prediction.rows:
-        zeros = len(flat) - len(prediction)
-        if flat.count(0) == zeros and prediction.whole():
-            return None
     bad = first_bad_row(prediction)
     if bad is None:
-        return prediction
+        one_hot_rows = set(prediction.row(0)) <= {0, 1} and prediction.whole()
+        return None if one_hot_rows else prediction
     if settings.probabilities == "scores":
         return None
     numbers = prediction.row(bad)
     if settings.probabilities == "normalise" and min(flat) >= 0:
         width = prediction.width
-        sums = [fsum(prediction.row(row)) for row in range(len(prediction))]
-        if min(sums) > 0:
+        sums = [sum(prediction.row(row)) for row in range(len(prediction))]
+        if min(sums) > 0 and max(sums) < float("inf"):
+            sums = [1.0 if abs(total - 1) <= TOLERANCE else total for total in sums]
             scaled = [number / sums[at // width] for at, number in enumerate(flat)]
             return Values(prediction.field, scaled, width, True, prediction.names)
     raise Refused(
         prediction.field,
-        f"row {bad} is no row of probabilities (it sums to {fsum(numbers):.6g}, from "
+        f"row {bad} is no row of probabilities (it sums to {sum(numbers):.6g}, from "
         f"{min(numbers):.6g} to {max(numbers):.6g}); FEEDBACK_PROBABILITIES decides what becomes "
         "of such rows",
     )
@@ -163,8 +173,9 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
 def first_bad_row(values: Values) -> int | None:
     """The first row that is no distribution: a negative number, or a sum other than 1."""
     if values.rows >= VECTOR_ROWS:
-        rows = values.matrix()
-        good = (abs(rows.sum(axis=1) - 1) <= TOLERANCE) & (rows.min(axis=1) >= 0)
+        from .rows import distributions
+
+        good = distributions(values.matrix(), TOLERANCE)
         return None if good.all() else int(good.argmin())
     for row in range(values.rows):
         numbers = values.row(row)

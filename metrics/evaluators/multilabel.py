@@ -10,7 +10,7 @@ from ..counters import NO_LABELS, Labels, Number
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
-from .classes import Classes, agree
+from .classes import Classes, agree, cap
 from .evaluation import Evaluation, Known
 
 
@@ -23,7 +23,14 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
             raise Refused(side.field, "must be rows of several numbers: the task is multilabel")
     _check(truth, prediction)
     classes = Classes(feedback, settings, known)
-    keys = [str(column) for column in classes.columns(prediction)]
+    columns = classes.columns(prediction)
+    own = classes.columns(truth) if truth.names else columns
+    if own != columns and sorted(own) != sorted(columns):
+        raise Refused(truth.field, f"names other labels than {prediction.field}")
+    place = {column: position for position, column in enumerate(own)}
+    aligned = [place[column] for column in columns]
+    counted_as = cap(list(map(str, columns)), known, settings.max_classes)
+    keys = list(counted_as.values())
     width = truth.width
     hits: dict[Labels, Number] = {}
     misses: dict[Labels, Number] = {}
@@ -33,7 +40,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     for start in range(0, len(truth.flat), width):
         wrong = False
         for column in range(width):
-            true = truth.flat[start + column] == 1
+            true = truth.flat[start + aligned[column]] == 1
             predicted = prediction.flat[start + column] >= settings.threshold
             wrong = wrong or true != predicted
             if true or predicted:

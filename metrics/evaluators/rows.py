@@ -88,11 +88,21 @@ def _counted(places: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
     return zip(used.tolist(), numbers.tolist(), strict=True)
 
 
+def distributions(rows: Floats, tolerance: float) -> NDArray[np.bool_]:
+    """Which rows hold no negative number and sum to 1."""
+    with np.errstate(over="ignore"):
+        sums = rows.sum(axis=1)
+    good: NDArray[np.bool_] = (abs(sums - 1) <= tolerance) & (rows.min(axis=1) >= 0)
+    return good
+
+
 def as_columns(labels: Values, width: int) -> Sequence[int] | None:
     """(N,) whole numbers as columns; None where one is none."""
     numbers = labels.matrix()[:, 0]
+    if numbers.min() < 0 or numbers.max() >= width:
+        return None
     columns = numbers.astype(np.intp)
-    if columns.min() < 0 or columns.max() >= width or (columns != numbers).any():
+    if (columns != numbers).any():
         return None
     plain: Sequence[int] = columns  # type: ignore[assignment]  # an array, read as a sequence
     return plain

@@ -14,7 +14,7 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
-from ..counters import Labels
+from ..counters import LARGEST, Labels
 from ..errors import ConfigurationError, Refused
 from ..payload import Feedback, Values, check_label, one_line
 from .evaluation import Evaluation, Known
@@ -57,8 +57,8 @@ def evaluate(metrics: Any, where: str, evaluation: Evaluation, known: Known) -> 
         value = float(number)
         if not isfinite(value):
             raise Refused(f"{at}.value", "must be a finite number")
-        evaluation.constants[f"metric {name}"] = kind
-        known_kind = known.constants.get(f"metric {name}", kind)
+        fact = f"metric {name}"
+        known_kind = known.constants.get(fact) or evaluation.constants.setdefault(fact, kind)
         if known_kind != kind:
             raise Refused(f"{at}.type", f"{name} is a {known_kind}, by its first event")
         identity = "\0".join((name, *tags))
@@ -75,6 +75,8 @@ def _add(evaluation: Evaluation, kind: str, name: str, tags: Labels, value: floa
         return
     if value < 0:
         raise Refused(f"{at}.value", f"a {kind} must not be negative")
+    if not value < LARGEST:
+        raise Refused(f"{at}.value", "too large to be added up")
     if kind == "COUNTER":
         _count(evaluation, "user_counters", (name, *tags), value)
         return
@@ -93,8 +95,10 @@ def _count(evaluation: Evaluation, family: str, labels: Labels, value: float) ->
 def _name(name: Any, kind: Any, at: str) -> str:
     if kind not in ("COUNTER", "GAUGE", "TIMER"):
         raise Refused(f"{at}.type", "must be COUNTER, GAUGE or TIMER")
-    if type(name) is not str or not _NAME.fullmatch(name):
-        raise Refused(f"{at}.key", f"{one_line(str(name), 40)!r} is no metric name")
+    if type(name) is not str:
+        raise Refused(f"{at}.key", "must be a string")
+    if not _NAME.fullmatch(name):
+        raise Refused(f"{at}.key", f"{one_line(name, 40)!r} is no metric name")
     if name.startswith(_RESERVED_NAMES) or (
         kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total"))
     ):
