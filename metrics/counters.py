@@ -24,7 +24,7 @@ Increment = Mapping[str, Mapping[Labels, Number]]
 
 NO_LABELS: Labels = ()
 LARGEST = 1e150
-"""What one event may add to a sum: below it, no number of events adds up to infinity."""
+"""What one event may add to a sum: below it no number of events adds up to infinity."""
 OTHER = "__other__"
 """The label into which everything past a cap on distinct labels is folded."""
 

@@ -88,7 +88,7 @@ class Dumper(ThreadingHTTPServer):
                 pass
 
         super().__init__(("127.0.0.1", free_port()), Handler)
-        Thread(target=self.serve_forever, daemon=True).start()
+        Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def totals(server: Server, *having: str) -> dict[str, float]:
 
 
 def test_the_tutorial(tutorial: Tutorial, dumper: Dumper) -> None:
-    """Its feedback three times, once redelivered: its numbers, its labels, its log line, its event."""
+    """Its feedback three times, once redelivered: numbers, labels, log line and event are right."""
     for id in ("a", "b", "c", "c"):
         answer = tutorial.executor(id)
         assert (answer.status, answer.body) == (202, b"")

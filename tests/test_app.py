@@ -567,6 +567,13 @@ BAD = {
             "truth": {**message([1]), "meta": {"metrics": [{"key": "feedback_rows", "value": 1}]}},
         },
     ),
+    "a metric whose name is a suffix": Bad(
+        "truth.meta.metrics[0].key",
+        {
+            "response": message([1]),
+            "truth": {**message([1]), "meta": {"metrics": [{"key": "_total", "value": 1}]}},
+        },
+    ),
     # attributes in headers
     **{
         f"no {name}": Bad(f"ce-{name}", feedback(), {name: None})
