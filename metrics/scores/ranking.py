@@ -2,7 +2,7 @@
 
 A histogram maps a bin to (positives, negatives). Bins are monotone in the score, so order
 between bins is known and only order within one is not: every pair decided between bins counts,
-pairs within a bin make the bounds. Source: Bouckaert 2006; statistics in docs/statistics.md.
+pairs within a bin make the bounds. Source: Bouckaert 2006.
 """
 
 from __future__ import annotations
