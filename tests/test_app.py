@@ -675,6 +675,8 @@ def test_feedback_that_contradicts_its_model_is_refused(function: Server) -> Non
         ("/", "*/*", "text/html"),
         ("/", "", "text/html"),
         ("/", "application/json", "application/json"),
+        ("/", "application/json;q=0.5, text/html", "text/html"),
+        ("/", "application/json, text/html;q=0.5, */*;q=0.1", "application/json"),
         ("/", "text/plain;version=0.0.4", "text/plain"),
         ("/", "application/openmetrics-text;version=1.0.0", "application/openmetrics-text"),
         ("/?format=html", "application/json", "text/html"),
@@ -991,13 +993,13 @@ def test_a_full_queue_is_a_503_for_those_that_do_not_fit(special: Special) -> No
             other.execute("BEGIN IMMEDIATE")
             done = [pool.submit(send, id) for id in ids]
             until(lambda: len(answers) >= 2)  # of four one may be in a commit, and one wait
-            refused = list(answers)
+            assert {answer.status for answer in answers} == {503}
             other.execute("ROLLBACK")
             for each in done:
                 each.result()
     finally:
         other.close()
-    assert [answer.status for answer in refused] == [503] * len(refused)
+    refused = [answer for answer in answers if answer.status == 503]
     assert all(answer.headers["retry-after"] for answer in refused)
     taken = [answer for answer in answers if answer.status == 200]
     assert taken
