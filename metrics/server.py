@@ -11,6 +11,8 @@ import asyncio
 import gc
 import mmap
 import multiprocessing
+import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -137,6 +139,7 @@ def serve(settings: Settings) -> None:
     if settings.workers > 1:
         build(settings).close()  # what no worker could mend must not be respawned for ever
     multiprocessing.set_start_method("fork", force=True)  # workers share memory and a closure
+    _let_signals_end_young_workers()
     stats = ServerStats(settings.workers)
     hopeless = mmap.mmap(-1, 1)  # set by a worker that no restart could mend
 
@@ -172,3 +175,23 @@ def serve(settings: Settings) -> None:
         raise ConfigurationError(f"PORT: {settings.host}:{settings.port}: {reason}") from None
     except SystemExit:
         sys.exit(2 if hopeless[0] else 1)
+
+
+def _let_signals_end_young_workers() -> None:
+    """Have a signal that finds a worker before it serves end it, as it has nothing to finish yet.
+
+    A forked worker inherits granian's handlers of the parent, which would note the signal in the
+    worker's copy of an event that nobody waits for: the parent would wait for that worker for ever.
+    """
+    ends = (signal.SIGINT, signal.SIGTERM)
+
+    def in_child() -> None:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ends),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ends),
+        after_in_child=in_child,
+    )
