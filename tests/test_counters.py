@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from math import isclose
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +38,8 @@ def test_adding_is_associative_and_commutative_and_has_a_zero(a: Any, b: Any, c:
     """Integers come out the same in every order and grouping; `{}` changes nothing."""
     assert cells(merge([merge([a, b]), c])) == cells(merge([a, merge([b, c])]))
     assert cells(merge([a, b])) == cells(merge([b, a]))
-    assert merge([a, {}]) == merge([a])
+    assert merge([a, {}]) == merge([{}, a]) == a
+    assert merge([]) == {}
 
 
 @LAWS
@@ -46,9 +49,25 @@ def test_any_partition_of_increments_has_the_same_sum(
 ) -> None:
     """However increments are shuffled and cut into batches, the integers are the same."""
     shuffled = chance.sample(vectors, len(vectors))
-    cut = chance.randint(0, len(vectors))
-    parts = [merge(shuffled[:cut]), merge(shuffled[cut:])]
+    cuts = sorted(chance.randint(0, len(vectors)) for _ in range(3))
+    bounds = zip([0, *cuts], [*cuts, len(vectors)], strict=True)
+    parts = [merge(shuffled[start:end]) for start, end in bounds]
     assert cells(merge(parts)) == cells(merge(vectors))
+    assert {family: set(numbers) for family, numbers in merge(parts).items()} == {
+        family: set(numbers) for family, numbers in merge(vectors).items()
+    }
+
+
+@LAWS
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_sums_of_floats_differ_by_rounding_only(
+    numbers: list[float], chance: random.Random
+) -> None:
+    """In any order, a sum of what is not negative is the same to 1e-9 of itself."""
+    vectors = [{"log_loss": {(): number}} for number in numbers]
+    there = value(merge(vectors), "log_loss")
+    again = value(merge(chance.sample(vectors, len(vectors))), "log_loss")
+    assert isclose(there, again, rel_tol=1e-9)
 
 
 @LAWS
@@ -61,11 +80,75 @@ def test_adding_leaves_the_increment_alone(a: Any, b: Any) -> None:
     assert b == before
 
 
+HOSTILE = [
+    *('","', '"', "\\", "\\u0000", "\0", "\n", "]", '["tp","2"]', "", " ", ",", "null", "\u2028"),
+    *("tp\x1f2", "\ufeff", "é", "e\u0301", "👩\u200d👧", "\u202e", "a" * 10_000, "\U0010ffff"),
+]
+
+
+def test_hostile_labels_never_share_a_key() -> None:
+    """Separators, escapes, look-alikes and the empty label each keep a key of their own."""
+    keys = [("tp", ())]
+    keys += [("tp", (label,)) for label in HOSTILE]
+    keys += [("tp", (label, "")) for label in HOSTILE]
+    keys += [("tp", ("", label)) for label in HOSTILE if label]
+    stored = [encode_key(*key) for key in keys]
+    assert [decode_key(text) for text in stored] == keys
+    assert len(set(stored)) == len(keys)
+    assert not any("\n" in text for text in stored)
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), ()])
+def test_a_key_is_stored_as_the_format_says(labels: tuple[str, ...]) -> None:
+    """The form in which stores hold keys is compact JSON, for good."""
+    assert encode_key("tp", labels) == '["tp"' + "".join(f',"{label}"' for label in labels) + "]"
+
+
 @LAWS
 @given(st.text(min_size=1), LABELS)
 def test_keys_survive_their_stored_form(family: str, labels: tuple[str, ...]) -> None:
     """No label can be mistaken for another, whatever characters it holds."""
     assert decode_key(encode_key(family, labels)) == (family, labels)
+
+
+LAYOUTS = {"a": ("x", "y", "z"), "b": ("y", "z", "w")}
+
+
+@LAWS
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "plain"]),
+            st.lists(st.integers(0, 1 << 40), min_size=3, max_size=3),
+        ),
+        max_size=6,
+    )
+)
+def test_packed_and_plain_cells_mix_in_any_order(parts: list[Any]) -> None:
+    """Arrays of two layouts and plain cells sum to what plain ones do, and none is changed."""
+    packed: list[Any] = []
+    plain = []
+    for layout, counts in parts:
+        labels = LAYOUTS.get(layout, ("x", "y", "z"))
+        numbers = {(label,): n for label, n in zip(labels, counts, strict=True) if n}
+        plain.append({"scores": numbers})
+        if layout == "plain":
+            packed.append({"scores": numbers})
+        else:
+            name = {place: (label,) for place, label in enumerate(labels)}
+            packed.append({"scores": Packed(np.array(counts), layout, name.__getitem__)})
+    assert cells(merge(packed)) == cells(merge(plain))
+    assert [cells(vector) for vector in packed] == [cells(vector) for vector in plain]
+
+
+def test_packed_cells_read_like_a_mapping_of_what_is_not_zero() -> None:
+    """Whoever iterates, counts or looks up sees plain cells."""
+    packed = Packed(np.array([0, 7, 0, 1]), "layout", lambda place: (str(place),))
+    assert dict(packed) == {("1",): 7, ("3",): 1}
+    assert len(packed) == 2
+    assert packed["3",] == 1
+    assert value({"scores": packed}, "scores", "0") == 0
+    assert {type(number) for number in packed.values()} == {int}
 
 
 def test_packed_cells_add_up_as_plain_ones_do() -> None:
