@@ -302,7 +302,7 @@ class App:
             increment,
             gauges,
             evaluation.constants,
-            partial(self._evaluated, event, model, feedback, arrival),
+            again=partial(self._evaluated, event, model, feedback, arrival),
         )
 
     def _model(self, event: Event) -> str:

@@ -10,6 +10,7 @@
 --                   now, forget: epoch seconds as text; digests older than `forget` may go,
 --                   keep: seconds after which nobody needs `seen` any more,
 --                   constants: [name, JSON, …]  gauges: [key, time, value, …]
+--                   replaced: {name: JSON that one of the constants replaces, or '' for none, …}
 --                   panes: [[name, seconds to live (0: for ever)], …]
 --                   vectors: [[[key, …], [number, …], [which panes, from 1, …]], …]
 --                     every pane is in one of them }
@@ -90,8 +91,12 @@ if #known > 0 then
 end
 
 for i = 1, #a.constants, 2 do
-  local text = redis.call('HGET', KEYS[3], a.constants[i])
-  if text and text ~= a.constants[i + 1] then
+  local text, before = redis.call('HGET', KEYS[3], a.constants[i]), a.replaced[a.constants[i]]
+  if before then
+    if (text or '') ~= before then
+      return {'differs'}
+    end
+  elseif text and text ~= a.constants[i + 1] then
     return {'differs'}
   end
 end

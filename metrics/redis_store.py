@@ -8,7 +8,7 @@ id percent-encoded, so that a brace in it cannot end the tag:
     {fdmt:MODEL}:panes          zset  pane → the sequence that last touched it
     {fdmt:MODEL}:pane:PANE      hash  JSON [family, labels…] → number; PANE is width:index:segment
     {fdmt:MODEL}:gauges         hash  JSON [family, labels…] → "time number"; last write wins
-    {fdmt:MODEL}:constants      hash  name → JSON; first writer wins
+    {fdmt:MODEL}:constants      hash  name → JSON; first writer wins, unless replaced
     {fdmt:MODEL}:seen           zset  16 bytes for (source, id) → epoch seconds
     fdmt:changes                zset  one server: model → the number of its last commit, counted
                                       over all models; "birth RANDOM" → 0
@@ -347,7 +347,9 @@ class RedisStore:
         check_constants(self._mirror, share.delta)
         with_created(self._mirror, share.delta, now)
         constants = share.delta.constants.get(model, {})
+        replaced = share.delta.replaced.get(model, {})
         in_force = {**constants, **self._mirror.constants(model)}  # equal, but perhaps 1 for 1.0
+        in_force.update((name, constants[name]) for name in replaced)
         gauges = share.delta.gauges.get(model, {})
         share.vectors = _vectors(share.delta)
         panes = [
@@ -365,6 +367,9 @@ class RedisStore:
             "forget": repr(now - self._ttl),
             "keep": 2 * self._ttl,
             "constants": [text for name in constants for text in (name, _json(in_force[name]))],
+            "replaced": {
+                name: "" if before is None else _json(before) for name, before in replaced.items()
+            },
             "gauges": [
                 text
                 for key, gauge in gauges.items()
@@ -559,7 +564,7 @@ class RedisStore:
                 self._mirror.set_gauge(model, decode_key(key), gauge)
             if loaded.constants:
                 constants = {name: orjson.loads(text) for name, text in loaded.constants}
-                self._mirror.set_constants(model, constants)
+                self._mirror.set_constants(model, constants, replaced=constants)
             self._mirror.sequence += 1
         if loaded.known.epoch:
             self._known[model] = loaded.known

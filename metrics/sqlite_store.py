@@ -17,11 +17,13 @@ Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
                                                         {key: number}], …],
                                           "gauges": {model: {key: [number, time]}},
                                           "constants": {model: {name: value}},
+                                          "replaced": {model: {name: value before}},
                                           "dropped": [[model, [width, start, segment]], …]}
     panes(id, model, width, start, segment)
     counters(pane, key, value)           key: JSON [family, labels…]; integers stay integers
     gauges(pane, key, value, time)       last write wins; at the pane of all time
-    constants(pane, name, value)         first writer wins; JSON; at the pane of all time
+    constants(pane, name, value)         first writer wins, unless replaced; JSON; at the pane of
+                                         all time
     seen(digest, time)                   digests of folded commits
 
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
@@ -105,7 +107,9 @@ _SET_GAUGE = """
 INSERT INTO gauges(pane, key, value, time) VALUES (?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET value = excluded.value, time = excluded.time"""
 
-_SET_CONSTANT = "INSERT OR IGNORE INTO constants(pane, name, value) VALUES (?, ?, ?)"
+_SET_CONSTANT = """
+INSERT INTO constants(pane, name, value) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET value = excluded.value"""
 
 
 class SQLiteStore:
@@ -419,12 +423,10 @@ class SQLiteStore:
                 _SET_GAUGE, [(ids[model], encode_key(*key), *known[key]) for key in gauges]
             )
         for model, constants in merged.constants.items():
+            in_force = self._mirror.constants(model)
             connection.executemany(
                 _SET_CONSTANT,
-                [
-                    (ids[model], name, orjson.dumps(constant).decode())
-                    for name, constant in constants.items()
-                ],
+                [(ids[model], name, orjson.dumps(in_force[name]).decode()) for name in constants],
             )
 
     def _id(self, connection: sqlite3.Connection, model: str, pane: Pane) -> int:
@@ -541,6 +543,7 @@ def _encode(delta: Delta) -> str:
                 for model, gauges in delta.gauges.items()
             },
             "constants": delta.constants,
+            "replaced": delta.replaced,
             "dropped": [(model, tuple(pane)) for model, pane in delta.dropped],
         }
     ).decode()
@@ -549,7 +552,7 @@ def _encode(delta: Delta) -> str:
 def _decode(text: str) -> Delta:
     """The delta in a row of the log."""
     stored = orjson.loads(text)
-    delta = Delta(constants=stored["constants"])
+    delta = Delta(constants=stored["constants"], replaced=stored["replaced"])
     for model, panes, numbers in stored["counters"]:
         vector: Vector = {}
         for key, number in numbers.items():

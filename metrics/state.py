@@ -7,7 +7,7 @@ a consistent copy: the mirror copies on write only what was read since.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -41,6 +41,8 @@ class Entry:
     gauges: Mapping[GaugeKey, Gauge] = field(default_factory=dict)
     constants: Constants = field(default_factory=dict)
     """Presupposed by the increment: set where absent; where different, nothing is written."""
+    replaces: Constants = field(default_factory=dict)
+    """For some of `constants`, what the store must hold now (None: nothing), and then replaces."""
     again: Callable[[Constants], Entry] | None = None
     """The same event evaluated under other constants."""
 
@@ -57,6 +59,8 @@ class Delta:
     """What is added, once for all the panes it is added to."""
     gauges: dict[str, dict[GaugeKey, Gauge]] = field(default_factory=dict)
     constants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    replaced: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Constants that take the place of another value, by model and name, with that value."""
     dropped: list[tuple[str, Pane]] = field(default_factory=list)
     """Panes that no window reaches any more, and that are forgotten."""
 
@@ -90,6 +94,8 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
         add(group, entry.increment)
         if entry.constants:
             delta.constants.setdefault(entry.model, {}).update(entry.constants)
+        if entry.replaces:
+            delta.replaced.setdefault(entry.model, {}).update(entry.replaces)
         gauges = delta.gauges.setdefault(entry.model, {})
         for key, gauge in entry.gauges.items():
             known = gauges.get(key)
@@ -185,11 +191,14 @@ class Mirror:
         if known is None or gauge.time >= known.time:
             gauges[key] = gauge
 
-    def set_constants(self, model: str, constants: Constants) -> None:
-        """Make the given constants of `model` known; what is known stays."""
+    def set_constants(
+        self, model: str, constants: Constants, replaced: Container[str] = ()
+    ) -> None:
+        """Make the given constants of `model` known; what is known stays, unless `replaced`."""
         known = self._own(model).constants
         for name, constant in constants.items():
-            known.setdefault(name, constant)
+            if name in replaced or name not in known:
+                known[name] = constant
 
     def replace_pane(self, model: str, pane: Pane, vector: Vector) -> None:
         """Forget what was known of one pane and take `vector` for it, without copying."""

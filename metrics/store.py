@@ -68,8 +68,13 @@ def check_constants(mirror: Mirror, delta: Delta) -> None:
     """Raises ConstantsDiffer where `delta` presupposes other constants than the mirror's."""
     for model, constants in delta.constants.items():
         known = mirror.constants(model)
+        replaced = delta.replaced.get(model, {})
         for name, presupposed in constants.items():
-            if name in known and known[name] != presupposed:
+            if name in replaced:
+                presupposed = replaced[name]
+            elif name not in known:
+                continue
+            if known.get(name) != presupposed:
                 raise ConstantsDiffer(f"{model}: {name}")
 
 
@@ -142,7 +147,7 @@ def apply_rest(mirror: Mirror, delta: Delta) -> None:
         for key, gauge in gauges.items():
             mirror.set_gauge(model, key, gauge)
     for model, constants in delta.constants.items():
-        mirror.set_constants(model, constants)
+        mirror.set_constants(model, constants, delta.replaced.get(model, ()))
 
 
 def open_store(url: str, dedup_ttl: int, durability: str = "none") -> Store:

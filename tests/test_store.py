@@ -311,6 +311,31 @@ def test_first_constant_wins(backend: Backend) -> None:
     assert store.commit(batch, NOW) == [True, True, True]
 
 
+def test_a_replaced_constant_is_compared_and_set(shared: Backend) -> None:
+    """Of two writers that replace the same value, the second one writes nothing."""
+    one, other = shared.open(), shared.open()
+    state: Any = {"state": "ok", "recent": [["é", 0.1]]}
+
+    def step(before: Any, after: Any, **more: Any) -> Entry:
+        return Entry("m", b"", (), {}, constants={"s": after}, replaces={"s": before}, **more)
+
+    assert one.commit([step(None, state)], NOW) == [True]
+    with pytest.raises(ConstantsDiffer):
+        other.commit([step(None, {"state": "firing"})], NOW)
+    assert other.read().constants("m")["s"] == state
+    assert other.commit([step(state, {"state": "firing"})], NOW) == [True]
+    with pytest.raises(ConstantsDiffer):
+        one.commit([step(state, {"state": "lost"})], NOW)
+    for store in (one, other, shared.open()):
+        assert store.read().constants("m") == {"created": NOW, "s": {"state": "firing"}}
+    one.housekeep(NOW + 1)
+    other.commit([step({"state": "firing"}, state)], NOW + 2)
+    other.housekeep(NOW + 3)
+    for store in (one, other, shared.open()):
+        assert store.read().constants("m") == {"created": NOW, "s": state}
+        assert store.read().models["m"].all_time == {}
+
+
 def test_equal_constants(shared: Backend) -> None:
     """A constant of an equal value does not differ, whatever its type."""
     one, other = shared.open(), shared.open()
