@@ -125,7 +125,7 @@ class Told:
 def entry(digest: str, constants: Constants | None = None, again: Any = None) -> Entry:
     """One event's contribution."""
     increment = {"events": {(): 1}}
-    return Entry(MODEL, digest.encode(), (ALL_TIME,), increment, {}, constants or {}, again)
+    return Entry(MODEL, digest.encode(), (ALL_TIME,), increment, {}, constants or {}, again=again)
 
 
 @pytest.fixture
