@@ -1,7 +1,8 @@
 -- Adds one model's share of a batch: all of it, or nothing.
 --
 -- KEYS    1 meta  2 panes  3 constants  4 gauges  5 seen  6 changes (in a cluster: meta again)
---         7 …     the hashes of the panes in ARGV[2], in its order
+--         7 records  8 order  9 held
+--         10 …    the hashes of the panes in ARGV[2], in its order
 -- ARGV    1       the digests taken for new, 16 bytes each
 --         2       JSON {
 --                   model, changes: true where KEYS[6] is to be rung,
@@ -14,9 +15,12 @@
 --                   panes: [[name, seconds to live (0: for ever)], …]
 --                   vectors: [[[key, …], [number, …], [which panes, from 1, …]], …]
 --                     every pane is in one of them }
+--         3 …     for each record to be swapped: 16 bytes, the tag of the one that must be there
+--                 ('' for none), the one that is to be there ('' for none); its tag comes first
 -- returns {'ok', sequence, change, exact}   written; exact is 0 where an integer passed 64 bits
 --         {'known', 'i j …'}                nothing written: these digests (from 0) are not new
 --         {'differs'}                       nothing written: a constant has another value
+--         {'record'}                        nothing written: another record is there
 --         {'stale'}                         nothing written: the caller must load the model first
 --
 -- There is no rollback in a script, so every key is read, and so its type proven, and every sum
@@ -24,7 +28,8 @@
 
 local CHUNK = 2000  -- unpack() fails at about 8000; a pair takes two
 local EXACT = 2 ^ 53  -- from here on doubles skip integers
-local PANES = 6
+local PANES = 9
+local TAG = 8  -- bytes
 local a = cjson.decode(ARGV[2])
 
 if #ARGV[1] % 16 ~= 0 or #KEYS ~= PANES + #a.panes then
@@ -101,6 +106,20 @@ for i = 1, #a.constants, 2 do
   end
 end
 
+local grown = 0
+for i = 3, #ARGV, 3 do
+  local id, before, after = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local old = redis.call('HGET', KEYS[7], id) or ''
+  if string.sub(old, 1, TAG) ~= before then
+    return {'record'}
+  end
+  grown = grown + #after - #old
+end
+if #ARGV > 2 then
+  redis.call('LLEN', KEYS[8])
+  tonumber(redis.call('GET', KEYS[9]) or '0')
+end
+
 -- 2. What will stand where?
 
 local gauges = {}
@@ -163,6 +182,19 @@ if #digests > 0 then
   end
   call('ZADD', KEYS[5], dated, 2)
   redis.call('EXPIRE', KEYS[5], a.keep)
+end
+
+for i = 3, #ARGV, 3 do
+  local id, after = ARGV[i], ARGV[i + 2]
+  if after == '' then
+    redis.call('HDEL', KEYS[7], id)
+  else
+    redis.call('HSET', KEYS[7], id, after)
+    redis.call('RPUSH', KEYS[8], id .. string.sub(after, 1, TAG))
+  end
+end
+if grown ~= 0 then
+  redis.call('INCRBY', KEYS[9], grown)
 end
 
 local marks = {}

@@ -1,15 +1,19 @@
 """The store in Redis (6.2 or newer) or Valkey, one server or a cluster: for several replicas.
 
-Keys, format 1. All of a model's share a hash tag, so a cluster has them on one node; MODEL is the
-id percent-encoded, so that a brace in it cannot end the tag:
+Keys, format 1. Those of a deployment's models share a hash tag, so a cluster has them on one node;
+HOME is `namespace/deployment` and MODEL the rest of a model's id, both percent-encoded, so that a
+brace in them cannot end the tag:
 
-    {fdmt:MODEL}:meta           hash  epoch: a random text, a point, how often it was reset;
+    {fdmt:HOME}MODEL:meta       hash  epoch: a random text, a point, how often it was reset;
                                       sequence: how many commits touched the model
-    {fdmt:MODEL}:panes          zset  pane → the sequence that last touched it
-    {fdmt:MODEL}:pane:PANE      hash  JSON [family, labels…] → number; PANE is width:index:segment
-    {fdmt:MODEL}:gauges         hash  JSON [family, labels…] → "time number"; last write wins
-    {fdmt:MODEL}:constants      hash  name → JSON; first writer wins, unless replaced
-    {fdmt:MODEL}:seen           zset  16 bytes for (source, id) → epoch seconds
+    {fdmt:HOME}MODEL:panes      zset  pane → the sequence that last touched it
+    {fdmt:HOME}MODEL:pane:PANE  hash  JSON [family, labels…] → number; PANE is width:index:segment
+    {fdmt:HOME}MODEL:gauges     hash  JSON [family, labels…] → "time number"; last write wins
+    {fdmt:HOME}MODEL:constants  hash  name → JSON; first writer wins, unless replaced
+    {fdmt:HOME}:seen            zset  16 bytes for (source, id) → epoch seconds
+    {fdmt:HOME}:records         hash  16 bytes for a request → what is remembered of it
+    {fdmt:HOME}:order           list  a record's 16 bytes and tag, in the order of their writing
+    {fdmt:HOME}:held            text  bytes of all records
     fdmt:changes                zset  one server: model → the number of its last commit, counted
                                       over all models; "birth RANDOM" → 0
     fdmt:models                 set   cluster: the models
@@ -42,7 +46,7 @@ import logging
 import secrets
 import threading
 import time as clock
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -56,7 +60,7 @@ import orjson
 from .counters import Increment, Number, Vector, decode_key, encode_key, merge, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
-from .state import Delta, Entry, Gauge, Mirror, State, total
+from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
 from .store import apply_rest, check_constants, split, with_created
 from .windows import ALL_TIME, PANES, Pane, expired
 
@@ -84,7 +88,9 @@ def _script(name: str) -> Script:
     return script(Path(__file__).with_name(f"redis_{name}.lua").read_text(encoding="utf-8"))
 
 
-COMMIT, LOAD, RESTART, SWEEP = map(_script, ("commit", "load", "restart", "sweep"))
+COMMIT, LOAD, OLDEST, RESTART, SWEEP = map(
+    _script, ("commit", "load", "oldest", "restart", "sweep")
+)
 
 
 class Known(NamedTuple):
@@ -160,7 +166,7 @@ class RedisStore:
         """Add what is new of `batch`, atomically model by model; see `store.Store.commit`.
 
         Where it raises StoreUnavailable any of the batch may be counted; what is, is a duplicate
-        when it comes again. An id is a duplicate within its model only.
+        when it comes again. An id is a duplicate within its home only: namespace and deployment.
         """
         with self._lock, self._serving():
             self._check_format(stamp=True)
@@ -186,6 +192,55 @@ class RedisStore:
         with self._mirror_lock:
             return self._mirror.read()
 
+    def find(
+        self, keys: Collection[RecordKey], digests: Collection[bytes]
+    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
+        """The records there are of `keys`, and which of `digests` are known in their homes."""
+        if not keys:
+            return {}, set()
+        by_home: dict[str, list[RecordKey]] = {}
+        for key in keys:
+            by_home.setdefault(key.home, []).append(key)
+        asked = list(digests)
+        calls = []
+        for home, of_home in by_home.items():
+            name = _shared(home, "records")
+            calls.append(Call(name, ("HMGET", name, *(key.id for key in of_home))))
+            name = _shared(home, "seen")
+            calls.append(Call(name, ("ZMSCORE", name, *(asked or [b""]))))
+        with self._lock, self._serving():
+            replies = self._link.exchange(calls)
+        records: dict[RecordKey, bytes] = {}
+        known: set[bytes] = set()
+        for of_home, bodies, times in zip(
+            by_home.values(), replies[::2], replies[1::2], strict=True
+        ):
+            records.update((key, body) for key, body in zip(of_home, bodies, strict=True) if body)
+            known.update(digest for digest, time in zip(asked, times, strict=False) if time)
+        return records, known
+
+    def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
+        """The records that were written first, of each home."""
+        with self._lock, self._serving():
+            homes = list(self._homes())
+            calls = [
+                run(OLDEST, [_shared(home, "records"), _shared(home, "order")], limit)
+                for home in homes
+            ]
+            replies = self._link.exchange(calls) if calls else []
+        return [
+            (RecordKey(home, reply[at]), reply[at + 1])
+            for home, reply in zip(homes, replies, strict=True)
+            for at in range(0, len(reply), 2)
+        ]
+
+    def held(self) -> int:
+        """Bytes of all records."""
+        with self._lock, self._serving():
+            names = [_shared(home, "held") for home in self._homes()]
+            replies = self._link.exchange([Call(name, ("GET", name)) for name in names])
+            return sum(int(reply or 0) for reply in replies)
+
     def housekeep(self, now: float) -> None:
         """Forget expired panes, and digests past their time of the next few models."""
         with self._lock, self._serving():
@@ -206,7 +261,7 @@ class RedisStore:
                     self._mirror.expire(now)
 
     def _sweep(self, model: str, names: Sequence[str], now: float) -> Call:
-        keys = _keys(model, "seen", "panes", *(f"pane:{name}" for name in names))
+        keys = [_shared(model, "seen"), *_keys(model, "panes", *(f"pane:{name}" for name in names))]
         return run(SWEEP, keys, repr(now - self._ttl), SWEEP_DIGESTS, *names)
 
     def seen(self) -> int:
@@ -215,7 +270,10 @@ class RedisStore:
         if began >= self._next_count and self._lock.acquire(False):
             try:
                 with self._serving():
-                    calls = [Call(key, ("ZCARD", key)) for key in self._every("seen")]
+                    calls = [
+                        Call(key, ("ZCARD", key))
+                        for key in {_shared(model, "seen") for model in self._known}
+                    ]
                     self._seen = sum(self._link.exchange(calls))
             except StoreUnavailable:
                 pass
@@ -323,9 +381,13 @@ class RedisStore:
             raise
         again: list[Share] = []
         stale: set[str] = set()
+        alone: Share | None = None
         for share, reply in zip(shares, self._link.exchange(calls, durable=True), strict=True):
             if reply[0] == b"ok":
                 self._apply(share, *reply[1:])
+                continue
+            if reply[0] == b"record":
+                alone = share
                 continue
             again.append(share)
             if reply[0] == b"known":
@@ -334,6 +396,10 @@ class RedisStore:
                 stale.add(share.model)
         if stale:
             self._load(stale)
+        if alone is not None:
+            if begun or len(shares) > 1:
+                raise StoreUnavailable("contended", f"a record changed: {alone.model}")
+            raise ConstantsDiffer(f"{alone.model}: a record")
         return again
 
     def _plan(self, share: Share, now: float) -> Call:
@@ -378,10 +444,16 @@ class RedisStore:
             "panes": panes,
             "vectors": _numbered(share.vectors),
         }
-        keys = _keys(model, "meta", "panes", "constants", "gauges", "seen")
+        keys = [*_keys(model, "meta", "panes", "constants", "gauges"), _shared(model, "seen")]
         keys.append(CHANGES if ring else keys[0])
+        keys += [_shared(model, kind) for kind in ("records", "order", "held")]
         keys += _keys(model, *(f"pane:{name}" for name, _ in panes))
-        return run(COMMIT, keys, b"".join(share.digests), orjson.dumps(arguments))
+        swaps = [
+            text
+            for swap in share.delta.swaps.values()
+            for text in (swap.key.id, swap.before, swap.after)
+        ]
+        return run(COMMIT, keys, b"".join(share.digests), orjson.dumps(arguments), *swaps)
 
     def _apply(self, share: Share, sequence: int, change: int, exact: int) -> None:
         """Take what was committed into the mirror.
@@ -430,8 +502,8 @@ class RedisStore:
             change, changed = 0, self._changed_in_cluster()
         else:
             change, changed = self._changed()
-        homes = {_tag(model): model for model in self._known}
-        self._suspects.update(homes[tag] for tag in self._link.in_doubt(homes))
+        doubted = set(self._link.in_doubt({_tag(model) for model in self._known}))
+        self._suspects.update(model for model in self._known if _tag(model) in doubted)
         self._load(changed)
         self._change = change
         self._next_look = clock.monotonic() + CATCH_UP_SECONDS
@@ -572,6 +644,10 @@ class RedisStore:
             self._known.pop(model, None)
         self._suspects.discard(model)
 
+    def _homes(self) -> set[str]:
+        """The homes of all known models."""
+        return {home_of(model) for model in self._known}
+
     def _every(self, kind: str) -> list[str]:
         """That key of every known model."""
         return [key for model in self._known for key in _keys(model, kind)]
@@ -673,13 +749,23 @@ def _json(constant: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def _tag(model: str) -> str:
-    return f"{{fdmt:{quote(model)}}}"
+    return f"{{fdmt:{quote(home_of(model))}}}"
+
+
+@lru_cache(maxsize=4096)
+def _prefix(model: str) -> str:
+    return _tag(model) + quote(model[len(home_of(model)) :])
 
 
 def _keys(model: str, *kinds: str) -> list[str]:
     """The names of a model's keys."""
-    tag = _tag(model)
-    return [f"{tag}:{kind}" for kind in kinds]
+    prefix = _prefix(model)
+    return [f"{prefix}:{kind}" for kind in kinds]
+
+
+def _shared(model: str, kind: str) -> str:
+    """The name of a key that all models of a home share; also by the home itself."""
+    return f"{_tag(model)}:{kind}"
 
 
 def _name(pane: Pane) -> str:

@@ -25,6 +25,9 @@ Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
     constants(pane, name, value)         first writer wins, unless replaced; JSON; at the pane of
                                          all time
     seen(digest, time)                   digests of folded commits
+    records(id, home, body)              what is remembered of a request until its truth, or its
+                                         prediction, comes; rows in the order of their writing
+    held(bytes)                          one row: bytes of all records
 
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
 know. All processes so add the same numbers in the same order, and the fold writes the sums they
@@ -42,7 +45,7 @@ import random
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -50,8 +53,8 @@ from typing import Any
 import orjson
 
 from .counters import Labels, Vector, decode_key, encode_key
-from .errors import StoreUnavailable, StoreUnusable
-from .state import Delta, Entry, Gauge, Mirror, State, total
+from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
+from .state import TAG, Delta, Entry, Gauge, Mirror, RecordKey, State, Swap, total
 from .store import apply_rest, check_constants, split, with_created
 from .windows import ALL_TIME, PANES, Pane
 
@@ -86,6 +89,10 @@ CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, ti
 CREATE TABLE constants(pane INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
   PRIMARY KEY(pane, name)) WITHOUT ROWID;
 CREATE TABLE seen(digest BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records(row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
+  home TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE held(bytes INTEGER NOT NULL);
+INSERT INTO held VALUES (0);
 PRAGMA user_version = {VERSION};
 PRAGMA application_id = {APPLICATION_ID};
 """
@@ -96,6 +103,10 @@ SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM log), fo
 _SEEN = """
 SELECT digest FROM seen
 WHERE digest IN (SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2))"""
+
+_RECORDS = """
+SELECT id, body FROM records
+WHERE id IN (SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2))"""
 
 _REMEMBER = "INSERT OR IGNORE INTO seen(digest, time) VALUES (?, ?)"
 
@@ -157,6 +168,8 @@ class SQLiteStore:
             sequence = self._mirror.sequence + 1
             digests = b"".join(entry.digest for entry in new)
             self._append(connection, sequence, now, digests, delta)
+            if delta.swaps:
+                _swap(connection, delta.swaps.values())
             _patiently(connection, "COMMIT")
             with self._mirror_lock:
                 self._apply(sequence, digests, delta)
@@ -182,6 +195,32 @@ class SQLiteStore:
                 self._lock.release()
         with self._mirror_lock:
             return self._mirror.read()
+
+    def find(
+        self, keys: Collection[RecordKey], digests: Collection[bytes]
+    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
+        """The records there are of `keys`, and which of `digests` are known; as of now."""
+        with self._lock, self._guard():
+            connection = self._open()
+            self._look(connection)
+            known = set(digests) - self._new(connection, set(digests))
+            homes = {key.id: key for key in keys}
+            rows = _select(connection, _RECORDS, homes)
+            return {homes[id]: body for id, body in rows}, known
+
+    def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
+        """The records that were written first."""
+        with self._lock, self._guard():
+            rows = self._open().execute(
+                "SELECT home, id, body FROM records ORDER BY row LIMIT ?", (limit,)
+            )
+            return [(RecordKey(home, id), body) for home, id, body in rows]
+
+    def held(self) -> int:
+        """Bytes of all records."""
+        with self._lock, self._guard():
+            (held,) = self._open().execute("SELECT bytes FROM held").fetchone()
+            return int(held)
 
     def housekeep(self, now: float) -> None:
         """Fold the log, and forget expired panes and, in a small stretch, digests past their time.
@@ -246,11 +285,12 @@ class SQLiteStore:
 
     def _unknown(self, connection: sqlite3.Connection, batch: Sequence[Entry]) -> set[bytes]:
         """The digests of `batch` that are in no commit yet."""
-        digests = {entry.digest for entry in batch if entry.digest}
+        return self._new(connection, {entry.digest for entry in batch if entry.digest})
+
+    def _new(self, connection: sqlite3.Connection, digests: set[bytes]) -> set[bytes]:
+        """Those of `digests` that are in no commit yet."""
         unknown = digests - self._recent.keys()
-        places = orjson.dumps(list(range(len(unknown)))).decode()
-        rows = connection.execute(_SEEN, (b"".join(unknown), places)).fetchall()
-        return unknown.difference(digest for (digest,) in rows)
+        return unknown.difference(digest for (digest,) in _select(connection, _SEEN, unknown))
 
     def _append(
         self,
@@ -515,6 +555,32 @@ class SQLiteStore:
         begin = max(self._swept, place - max(0.01, 2 / period), 0.0)
         self._swept = place if place < 1 else 0.0
         return _digest_at(begin), _digest_at(place)
+
+
+def _select(
+    connection: sqlite3.Connection, statement: str, ids: Collection[bytes]
+) -> list[tuple[Any, ...]]:
+    """The rows of a statement that looks up 16-byte ids, all at once."""
+    places = orjson.dumps(list(range(len(ids)))).decode()
+    return connection.execute(statement, (b"".join(ids), places)).fetchall()
+
+
+def _swap(connection: sqlite3.Connection, swaps: Collection[Swap]) -> None:
+    """Swap records. Raises ConstantsDiffer where another one is there."""
+    replaced = [swap for swap in swaps if swap.before]
+    there = dict(_select(connection, _RECORDS, [swap.key.id for swap in swaps]))
+    for swap in swaps:
+        if there.get(swap.key.id, b"")[:TAG] != swap.before:
+            raise ConstantsDiffer(f"a record of {swap.key.home}")
+    connection.executemany(
+        "DELETE FROM records WHERE id = ?", [(swap.key.id,) for swap in replaced]
+    )
+    connection.executemany(
+        "INSERT INTO records(id, home, body) VALUES (?, ?, ?)",
+        [(swap.key.id, swap.key.home, swap.after) for swap in swaps if swap.after],
+    )
+    grown = sum(len(swap.after) for swap in swaps) - sum(map(len, there.values()))
+    connection.execute("UPDATE held SET bytes = bytes + ?", (grown,))
 
 
 def _digest_at(place: float) -> bytes:

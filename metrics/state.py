@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from .counters import NO_LABELS, Increment, Labels, Number, Vector, add, unpack
+from .errors import ConstantsDiffer
 from .windows import ALL_TIME, Pane, expired
 
 Constants = Mapping[str, Any]
@@ -27,6 +28,29 @@ class Gauge(NamedTuple):
 
 
 GaugeKey = tuple[str, Labels]
+
+
+class RecordKey(NamedTuple):
+    """Where a store keeps what it remembers of one request, outside of memory."""
+
+    home: str
+    """The first two parts of the ids of its models: what a cluster keeps on one node."""
+    id: bytes
+    """16 bytes."""
+
+
+TAG = 8
+"""Bytes at the start of a record that no other record of its key shares."""
+
+
+class Swap(NamedTuple):
+    """One record put in the place of another, if that is still there."""
+
+    key: RecordKey
+    before: bytes
+    """The tag of what the store must hold; empty: nothing."""
+    after: bytes
+    """What it holds then, tag and all; empty: nothing."""
 
 
 @dataclass(slots=True)
@@ -45,6 +69,12 @@ class Entry:
     """For some of `constants`, what the store must hold now (None: nothing), and then replaces."""
     again: Callable[[Constants], Entry] | None = None
     """The same event evaluated under other constants."""
+    swap: Swap | None = None
+    """What becomes of a record; where the store holds another one, nothing is written."""
+    finds: RecordKey | None = None
+    """The record without which the event cannot be evaluated."""
+    resolve: Callable[[Callable[[str], Constants], bytes], Entry] | None = None
+    """The event evaluated with that record (empty: none), given the constants of any model."""
 
 
 Home = tuple[str, tuple[Pane, ...]]
@@ -61,6 +91,7 @@ class Delta:
     constants: dict[str, dict[str, Any]] = field(default_factory=dict)
     replaced: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Constants that take the place of another value, by model and name, with that value."""
+    swaps: dict[RecordKey, Swap] = field(default_factory=dict)
     dropped: list[tuple[str, Pane]] = field(default_factory=list)
     """Panes that no window reaches any more, and that are forgotten."""
 
@@ -82,7 +113,8 @@ class Delta:
 def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
     """The sum of `entries`, plus one in the `duplicates` counter for each of `duplicates`.
 
-    Entries of one model and the same panes are summed once, not once a pane.
+    Entries of one model and the same panes are summed once, not once a pane. Raises
+    ConstantsDiffer where an entry presupposes another record than the one before it leaves.
     """
     delta = Delta()
     sums: dict[Home, dict[str, Any]] = {}
@@ -96,6 +128,8 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
             delta.constants.setdefault(entry.model, {}).update(entry.constants)
         if entry.replaces:
             delta.replaced.setdefault(entry.model, {}).update(entry.replaces)
+        if entry.swap is not None:
+            _swap(delta.swaps, entry.swap)
         gauges = delta.gauges.setdefault(entry.model, {})
         for key, gauge in entry.gauges.items():
             known = gauges.get(key)
@@ -106,6 +140,21 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
         add(sums.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})
     delta.groups = {home: unpack(group) for home, group in sums.items()}
     return delta
+
+
+def _swap(swaps: dict[RecordKey, Swap], swap: Swap) -> None:
+    """Add one more swap after those that are there."""
+    earlier = swaps.get(swap.key)
+    if earlier is not None:
+        if earlier.after[:TAG] != swap.before:
+            raise ConstantsDiffer(f"a record of {swap.key.home}")
+        swap = Swap(swap.key, earlier.before, swap.after)
+    swaps[swap.key] = swap
+
+
+def home_of(model: str) -> str:
+    """The home of a model's records: its namespace and deployment."""
+    return "/".join(model.split("/", 2)[:2])
 
 
 class ModelState(NamedTuple):

@@ -8,11 +8,12 @@ over all of them. A store may be called from several threads; commits are one at
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Protocol
 
 from .errors import ConfigurationError, ConstantsDiffer
-from .state import Delta, Entry, Mirror, State, total
+from .state import TAG, Delta, Entry, Mirror, RecordKey, State, total
 
 JOURNALS = ("auto", "wal", "truncate", "delete")
 """What `?journal=` of a SQLite URL may say."""
@@ -28,12 +29,27 @@ class Store(Protocol):
         `duplicates` and nothing else; an entry without a digest is always new. An empty batch
         writes a probe, and so tells whether the store can commit. `now` (epoch seconds) dates
         the digests. Raises ConstantsDiffer, with nothing written and `read` up to date, where an
-        entry presupposes a constant that another writer fixed otherwise; StoreUnavailable where
-        a retry can succeed.
+        entry presupposes a constant that another writer fixed otherwise, or a record that is not
+        there; StoreUnavailable where a retry can succeed.
         """
 
     def read(self) -> State:
         """A consistent copy; sees commits of other processes within a second."""
+
+    def find(
+        self, keys: Collection[RecordKey], digests: Collection[bytes]
+    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
+        """The records there are of `keys`, and which of `digests` are known, in the keys' homes.
+
+        Both as of now; a commit that presupposes them may find them changed. Raises
+        StoreUnavailable.
+        """
+
+    def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
+        """The records that were written first, about `limit` of them of each home at most."""
+
+    def held(self) -> int:
+        """Bytes of all records, about."""
 
     def housekeep(self, now: float) -> None:
         """Forget, in a small step, panes that no window reaches and digests past their time."""
@@ -93,6 +109,8 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._mirror = Mirror()
         self._seen: dict[bytes, float] = {}
+        self._records: dict[RecordKey, bytes] = {}
+        self._held = 0
 
     def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
         """Atomically add what is new of `batch`; durable for as long as the process lives."""
@@ -101,9 +119,16 @@ class MemoryStore:
             new, duplicates, verdicts = split(batch, fresh)
             delta = total(new, duplicates)
             check_constants(self._mirror, delta)
+            for key, swap in delta.swaps.items():
+                if self._records.get(key, b"")[:TAG] != swap.before:
+                    raise ConstantsDiffer(f"a record of {key.home}")
             with_created(self._mirror, delta, now)
             for (model, pane), vector in delta.counters.items():
                 self._mirror.add(model, pane, vector)
+            for key, swap in delta.swaps.items():
+                self._held += len(swap.after) - len(self._records.pop(key, b""))
+                if swap.after:
+                    self._records[key] = swap.after
             apply_rest(self._mirror, delta)
             self._seen.update((entry.digest, now) for entry in new if entry.digest)
             self._mirror.sequence += 1
@@ -113,6 +138,23 @@ class MemoryStore:
         """A consistent copy."""
         with self._lock:
             return self._mirror.read()
+
+    def find(
+        self, keys: Collection[RecordKey], digests: Collection[bytes]
+    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
+        """The records there are of `keys`, and which of `digests` are known."""
+        with self._lock:
+            records = {key: self._records[key] for key in keys if key in self._records}
+            return records, {digest for digest in digests if digest in self._seen}
+
+    def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
+        """The records that were written first."""
+        with self._lock:
+            return list(islice(self._records.items(), limit))
+
+    def held(self) -> int:
+        """Bytes of all records."""
+        return self._held
 
     def housekeep(self, now: float) -> None:
         """Forget expired panes, and up to 1000 digests past their time."""

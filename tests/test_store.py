@@ -14,7 +14,7 @@ import pytest
 from metrics import redis_store, sqlite_store
 from metrics.counters import add, merge, value
 from metrics.errors import ConfigurationError, ConstantsDiffer
-from metrics.state import Entry, Gauge
+from metrics.state import TAG, Entry, Gauge, RecordKey, Swap
 from metrics.store import Store, open_store
 from metrics.windows import ALL_TIME, Pane, place, window
 from tests.servers import RedisServer
@@ -283,6 +283,106 @@ def test_any_partition_and_order(shared: Backend, seed: int) -> None:
             repeated += vectors[ALL_TIME].pop("duplicates")[()]
         assert repeated == 30
         assert panes == expected
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+def record(id: object, text: str = "") -> bytes:
+    """A record that `id` wrote."""
+    return digest(("tag", id))[:TAG] + text.encode()
+
+
+def swap(key: object, before: bytes, after: bytes, home: str = "m") -> Swap:
+    """The swap of the request `key`'s record."""
+    return Swap(RecordKey(home, digest(key)), before[:TAG], after)
+
+
+def find(store: Store, *keys: object) -> list[bytes | None]:
+    """The records of requests of the home `m`."""
+    found, _ = store.find([RecordKey("m", digest(key)) for key in keys], [])
+    return [found.get(RecordKey("m", digest(key))) for key in keys]
+
+
+def test_records_are_swapped_with_the_commit(backend: Backend) -> None:
+    """What is remembered of a request changes with the counters, or neither does."""
+    store = backend.open()
+    first, second = record(1, "prediction"), record(2, "contribution")
+    assert find(store, "r", "s") == [None, None]
+    assert store.commit([entry(1, swap=swap("r", b"", first))], NOW) == [True]
+    assert (find(store, "r", "s"), store.held()) == ([first, None], len(first))
+    for wrong in (swap("r", b"", second), swap("r", second, b""), swap("s", first, second)):
+        with pytest.raises(ConstantsDiffer):
+            store.commit([entry(2), entry(3, swap=wrong)], NOW)
+    assert all_time(store) == ONE
+    assert store.commit([entry(1, swap=swap("r", b"", second))], NOW) == [False]  # not looked at
+    assert store.commit([entry(4, swap=swap("r", first, second))], NOW) == [True]
+    assert (find(store, "r"), store.held()) == ([second], len(second))
+    assert store.commit([entry(5, swap=swap("r", second, b""))], NOW) == [True]
+    assert (find(store, "r"), store.held(), store.oldest(9)) == ([None], 0, [])
+    assert all_time(store) == {"events": {(): 3}, "duplicates": {(): 1}}
+
+
+def test_swaps_of_one_commit_follow_each_other(backend: Backend) -> None:
+    """Several entries of a commit may take one record from hand to hand."""
+    store = backend.open()
+    one, two = record(1), record(2)
+    batch = [
+        entry(1, swap=swap("r", b"", one)),
+        entry(2, swap=swap("r", one, two)),
+        entry(3, swap=swap("q", b"", one)),
+        entry(4, swap=swap("q", one, b"")),
+    ]
+    assert store.commit(batch, NOW) == [True] * 4
+    assert find(store, "r", "q") == [two, None]
+    with pytest.raises(ConstantsDiffer):
+        store.commit([entry(5, swap=swap("q", b"", one)), entry(6, swap=swap("q", two, b""))], NOW)
+    assert find(store, "r", "q") == [two, None]
+
+
+def test_two_writers_of_one_record(shared: Backend) -> None:
+    """Of two that hold the same record, one takes it."""
+    one, other = shared.open(), shared.open()
+    kept = record(1, "é" * 300)
+    one.commit([entry(1, swap=swap("r", b"", kept))], NOW)
+    assert find(other, "r") == [kept]
+    other.commit([entry(2, swap=swap("r", kept, b""))], NOW)
+    with pytest.raises(ConstantsDiffer):
+        one.commit([entry(3, swap=swap("r", kept, b""))], NOW)
+    assert find(one, "r") == find(other, "r") == [None]
+    assert all_time(one) == {"events": {(): 2}}
+
+
+def test_the_oldest_records_come_first(backend: Backend) -> None:
+    """In the order of their last writing; those that are gone are passed over."""
+    store = backend.open()
+    for number in range(300):
+        store.commit([entry(number, swap=swap(number, b"", record(number)))], NOW + number)
+    for number in (*range(250), 260):
+        gone = swap(number, record(number), b"")
+        store.commit([entry(("gone", number), swap=gone)], NOW + 300)
+    again = swap(251, record(251), record("again"))
+    store.commit([entry("again", swap=again)], NOW + 300)
+    for _ in range(40):  # in small steps
+        oldest = store.oldest(20)
+    expected = [250, *range(252, 260), *range(261, 300)]
+    assert [key.id for key, _ in oldest] == [digest(number) for number in expected][: len(oldest)]
+    assert len(oldest) >= 10
+    assert oldest[0] == (RecordKey("m", digest(250)), record(250))
+    whole = store.oldest(1000)
+    assert [body for _, body in whole][-2:] == [record(299), record("again")]
+    assert (len(whole), store.held()) == (49, 49 * TAG)
+
+
+def test_known_digests_are_told_with_the_records(backend: Backend) -> None:
+    """`find` tells which events are counted already, so that they are not evaluated again."""
+    store = backend.open()
+    store.commit([entry(1), entry(2, swap=swap("r", b"", record(1)))], NOW)
+    store.housekeep(NOW + 1)
+    store.commit([entry(3)], NOW + 1)
+    key = RecordKey("m", digest("r"))
+    found, known = store.find([key], [digest(id) for id in (0, 1, 2, 3)])
+    assert (found, known) == ({key: record(1)}, {digest(1), digest(2), digest(3)})
 
 
 # --- constants and gauges ----------------------------------------------------------------------
