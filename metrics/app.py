@@ -12,7 +12,7 @@ import logging
 import threading
 import time as clock
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -23,10 +23,18 @@ import orjson
 
 from . import payload
 from .committer import Committer, Work
-from .config import Settings
+from .config import KSERVE_PREDICTION_TYPE, Settings
 from .counters import OTHER, Increment, merge
-from .errors import FeedbackMetricsError, Overloaded, Refused, TooLarge, Unavailable, status_of
-from .evaluators import Evaluation, Known, evaluate
+from .errors import (
+    ConfigurationError,
+    FeedbackMetricsError,
+    Overloaded,
+    Refused,
+    TooLarge,
+    Unavailable,
+    status_of,
+)
+from .evaluators import Known, evaluate
 from .evaluators.user_metrics import load_class
 from .events import (
     BATCH,
@@ -37,12 +45,13 @@ from .events import (
     format_time,
     read_events,
 )
+from .joins import IDENTITY, PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .model_settings import ModelSettings
 from .models_file import ModelsFile
 from .payload import Feedback, check_label, one_line
 from .scores import model_view
 from .server_stats import ServerStats
-from .state import Constants, Entry, Gauge, ModelState, State
+from .state import TAG, Constants, Entry, Gauge, ModelState, State, home_of
 from .store import Store
 from .windows import ALL_TIME, in_segments, place
 
@@ -58,10 +67,12 @@ MAX_DETAIL = 160
 """Characters of a problem's reason. With its quotes and non-ASCII the body stays below 768 bytes,
 past which base64 overruns the 1024 bytes that eventing's dispatcher has for it."""
 
+LAPSE_RECORDS = 1000
+"""Records that one step of housekeeping forgets, about."""
+
 MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
 
-_IDENTITY = ("namespace", "inferenceservicename", "endpoint", "modelid")
 _HIDDEN = frozenset(
     {"scores", "calibration_rows", "calibration_hits", "calibration_confidence", "absolute_errors"}
 )
@@ -82,6 +93,11 @@ class Counted:
 
     event: Event
     entry: Entry
+
+    @property
+    def scored(self) -> bool:
+        """Whether it added to any score: half of feedback waits for the other half."""
+        return "events" in self.entry.increment
 
 
 @dataclass(slots=True)
@@ -109,11 +125,19 @@ class App:
         self.store = store
         if "." in settings.task:
             load_class(settings.task)
+        if settings.corrections and not settings.join_ttl:
+            raise ConfigurationError("FEEDBACK_CORRECTIONS: needs FEEDBACK_JOIN_TTL")
         self.models = ModelsFile(settings.models_file, settings.model_settings())
         self.stats = stats or ServerStats()
         self.now = now
+        self.joins = self._make_joins() if settings.join_ttl else None
         self.committer = Committer(
-            store, settings.max_queue, self.stats, settings.snapshot_interval, now
+            store,
+            settings.max_queue,
+            self.stats,
+            settings.snapshot_interval,
+            now,
+            self._lapsed if self.joins else None,
         )
         self._defaults = (
             settings.namespace,
@@ -122,6 +146,9 @@ class App:
             settings.model,
         )
         self._labels: dict[str, dict[str, set[str]]] = {}
+        self._accepted = settings.accept_types
+        if self.joins:
+            self._accepted += settings.prediction_types
         self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
         self.sink = self._open_sink()
         self._processed = 0
@@ -165,10 +192,9 @@ class App:
             request = self.intake(headers, body)
             if not request.counted:
                 return EMPTY
-            self.committer.submit(
-                Work([each.entry for each in request.counted], partial(_later, waiter))
-            )
-            return self.answer(request, await waiter)
+            work = Work([each.entry for each in request.counted], partial(_later, waiter))
+            self.committer.submit(work)
+            return self.answer(request, await waiter, work.entries)
         except Refused as error:
             return await self.refuse(error)
         except Exception as error:
@@ -190,8 +216,8 @@ class App:
             request = self.intake(headers, body)
             if not request.counted:
                 return EMPTY
-            verdict = self._commit([each.entry for each in request.counted])
-            return self.answer(request, verdict)
+            entries = [each.entry for each in request.counted]
+            return self.answer(request, self._commit(entries), entries)
         except Refused as error:
             return self.refuse_sync(error)
         except Exception as error:
@@ -230,7 +256,7 @@ class App:
         arrival = self.now()
         try:
             for event in events:
-                if event.type and event.type not in self.settings.accept_types:
+                if event.type and event.type not in self._accepted:
                     continue
                 request.counted.append(Counted(event, self._entry(event, arrival)))
         except Refused:
@@ -239,16 +265,18 @@ class App:
             raise
         return request
 
-    def answer(self, request: Request, verdict: Any) -> Response:
-        """The answer once the commit told its verdict."""
+    def answer(self, request: Request, verdict: Any, entries: Sequence[Entry]) -> Response:
+        """The answer once the commit told its verdict; `entries` are as they were committed."""
         if isinstance(verdict, Refused):
             verdict.model = verdict.model or request.counted[0].entry.model
         if isinstance(verdict, BaseException):
             raise verdict
         self._log_processing(len(request.counted))
+        for counted, entry in zip(request.counted, entries, strict=True):
+            counted.entry = entry
         if self.sink is not None:
             for counted, new in zip(request.counted, verdict, strict=True):
-                if new:
+                if new and counted.scored:
                     self.sink.tell(
                         counted.entry.model, self._attributes(counted), counted.entry.increment
                     )
@@ -257,6 +285,8 @@ class App:
             return EMPTY
         if not request.batch:
             (counted,) = request.counted
+            if not counted.scored and not self._is_joined(counted.entry, verdict[0]):
+                return EMPTY
             attributes, data = self._emitted(counted)
             return Response(200, binary_headers(attributes), data)
         return Response(200, [("content-type", BATCH)], batch_body(self._emitted_batch(request)))
@@ -267,65 +297,107 @@ class App:
         """Decode and evaluate one event under the constants that are known now."""
         model = self._model(event)
         try:
-            feedback = event.feedback()
-            known = self.store.read().constants(model)
-            return self._evaluated(event, model, feedback, arrival, known)
+            is_feedback = not event.type or event.type in self.settings.accept_types
+            feedback = event.feedback() if is_feedback else prediction_of(event.json())
+            request = event.extensions.get("requestid") or feedback.puid
+            digest = event.digest
+            if request and self.settings.dedup_by == "request":
+                digest = _digest(model, request, is_feedback, feedback)
+            case = Case(model, digest, event.time, arrival, event.extensions, feedback)
+            if self.joins is not None:
+                if not request and event.type == KSERVE_PREDICTION_TYPE:
+                    request = event.id
+                if request and not is_feedback:
+                    return self.joins.entry(PREDICTION, case, request, digest[:TAG])
+                if request:
+                    kind = WHOLE if feedback.prediction else TRUTH
+                    return self.joins.entry(kind, case, request, digest[:TAG] or urandom(TAG))
+                if not is_feedback or feedback.prediction is None:
+                    raise Refused("requestid", "missing; half of feedback is joined by it")
+            return self._evaluated(case, self.store.read().constants(model))
         except Refused as error:
             error.model = model
             raise
 
-    def _evaluated(
-        self, event: Event, model: str, feedback: Feedback, arrival: float, constants: Constants
-    ) -> Entry:
+    def _evaluated(self, case: Case, constants: Constants) -> Entry:
+        """What a case adds, under these constants. Raises Refused."""
+        model, digest, time, arrival, extensions, feedback = case
         settings = self.models.of(model)
         labels = self._known_labels(model)
         evaluation = evaluate(feedback, settings, Known(constants, labels))
-        time = arrival if event.time is None else min(event.time, arrival)
+        time = arrival if time is None else min(time, arrival)
         placement = place(time, arrival, settings.windows)
         increment = evaluation.increment
         if placement.late:
             increment["late"] = {(): 1}
         panes = placement.panes
         if settings.segments:
-            segments = _segments(event, feedback, settings, labels)
+            segments = _segments(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
-        self._admit(model, labels, evaluation)
-        unnamed = constants.get("unnamed") or self._unnamed(event)
+        self._admit(model, labels, increment)
+        unnamed = constants.get("unnamed") or self._unnamed(extensions)
         if unnamed:
             evaluation.constants["unnamed"] = unnamed
         gauges = {key: Gauge(value, arrival) for key, value in evaluation.gauges.items()}
         gauges["last_event", ()] = Gauge(time, time)
         return Entry(
             model,
-            event.digest,
+            digest,
             panes,
             increment,
             gauges,
             evaluation.constants,
-            again=partial(self._evaluated, event, model, feedback, arrival),
+            again=partial(self._evaluated, case),
         )
+
+    def _make_joins(self) -> Joins:
+        """What meets the halves of feedback."""
+        settings = self.settings
+        return Joins(
+            settings.join_ttl,
+            settings.join_max_bytes,
+            settings.join_time == "truth",
+            settings.corrections,
+            lambda model: self.models.of(model).segments,
+            lambda model: "." in self.models.of(model).task,
+            self._evaluated,
+            lambda model: self._admit(model, self._known_labels(model), {}),
+        )
+
+    def _lapsed(self, now: float) -> list[Entry]:
+        """What the store need not remember any more; looks at one record if all are young."""
+        assert self.joins is not None
+        held = self.store.held()
+        if not held or not self.joins.lapsed(self.store.oldest(1), held, now):
+            return []
+        return self.joins.lapsed(self.store.oldest(LAPSE_RECORDS), held, now)
+
+    def _is_joined(self, entry: Entry, new: bool) -> bool:
+        """Whether an event without a share in any score is a duplicate of one that has."""
+        state = self.store.read().models.get(entry.model)
+        return not new and state is not None and "events" in state.all_time
 
     def _model(self, event: Event) -> str:
         """The id of the event's model. Raises Refused for an unusable one, or one too many."""
         extensions = event.extensions
         parts = [
             extensions.get(name) or default
-            for name, default in zip(_IDENTITY, self._defaults, strict=True)
+            for name, default in zip(IDENTITY, self._defaults, strict=True)
         ]
         model = "/".join(parts)
         if len(model) > payload.MAX_LABEL or model.count("/") != 3:
-            for name, text in zip(_IDENTITY, parts, strict=True):
+            for name, text in zip(IDENTITY, parts, strict=True):
                 if "/" in text:
                     raise Refused(f"ce-{name}", f"{one_line(text, 40)!r} has a slash")
                 check_label(text, f"ce-{name}")
         return model
 
-    def _unnamed(self, event: Event) -> list[str]:
+    def _unnamed(self, extensions: Mapping[str, str]) -> list[str]:
         """The parts of the model's id that neither the event nor a variable names."""
         return [
             name
-            for name, variable in zip(_IDENTITY, self.settings.unset_identity, strict=True)
-            if variable and not event.extensions.get(name)
+            for name, variable in zip(IDENTITY, self.settings.unset_identity, strict=True)
+            if variable and not extensions.get(name)
         ]
 
     def _known_labels(self, model: str) -> dict[str, set[str]]:
@@ -341,7 +413,7 @@ class App:
                         labels.setdefault("metric", set()).add("\0".join(key))
         return labels
 
-    def _admit(self, model: str, labels: dict[str, set[str]], evaluation: Evaluation) -> None:
+    def _admit(self, model: str, labels: dict[str, set[str]], increment: Increment) -> None:
         """Take note of new labels, and of a new model. Raises Refused for a model too many."""
         if model not in self._labels:
             if len(self._labels) >= self.settings.max_models:
@@ -352,7 +424,7 @@ class App:
                     logger.warning("a model past FEEDBACK_MAX_MODELS is refused: %s", model)
                     raise Refused("ce-modelid", "FEEDBACK_MAX_MODELS models are served already")
             self._labels[model] = labels
-        for kind, fresh in _labels_in(evaluation.increment).items():
+        for kind, fresh in _labels_in(increment).items():
             known_labels = labels.setdefault(kind, set())
             if kind == "class" and OTHER in fresh and OTHER not in known_labels:
                 logger.warning("%s: classes past FEEDBACK_MAX_CLASSES count as __other__", model)
@@ -394,6 +466,8 @@ class App:
         """One metrics event per model touched, in the order of their first events."""
         by_model: dict[str, list[Counted]] = {}
         for counted in request.counted:
+            if not counted.scored:
+                continue
             by_model.setdefault(counted.entry.model, []).append(counted)
         emitted = []
         for model, parts in by_model.items():
@@ -445,14 +519,24 @@ def problem(error: BaseException) -> Response:
     return Response(status, headers, orjson.dumps(body))
 
 
+def _digest(model: str, request: str, is_feedback: bool, feedback: Feedback) -> bytes:
+    """16 bytes that stand for a request and what was said of it, whatever the event's id."""
+    said = orjson.dumps(feedback.raw, option=orjson.OPT_SORT_KEYS)
+    head = orjson.dumps((home_of(model), request, is_feedback))
+    return blake2b(head + said, digest_size=16).digest()
+
+
 def _segments(
-    event: Event, feedback: Feedback, settings: ModelSettings, labels: dict[str, set[str]]
+    extensions: Mapping[str, str],
+    feedback: Feedback,
+    settings: ModelSettings,
+    labels: dict[str, set[str]],
 ) -> list[str]:
     """The segments of an event, `key=value`. Raises Refused for values that are no scalars."""
     found = []
     known = labels.setdefault("segment", set())
     for key in settings.segments:
-        value = event.extensions.get(key)
+        value = extensions.get(key)
         where = f"ce-{key}"
         if value is None:
             value, where = feedback.tags.get(key), f"meta.tags.{key}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import ConstantsDiffer, Overloaded, StoreUnavailable
-from .state import Entry
+from .state import Entry, RecordKey
 from .store import Store
 
 logger = logging.getLogger("metrics.committer")
@@ -60,12 +60,15 @@ class Committer:
         tally: Tally,
         interval: float = 0.0,
         now: Callable[[], float] = clock.time,
+        lapsed: Callable[[float], list[Entry]] | None = None,
     ) -> None:
         self._store = store
         self._max_queue = max_queue
         self._tally = tally
         self._interval = interval
         self._now = now
+        self._lapsed = lapsed
+        """Tells what need not be remembered any more; looked at with the other housekeeping."""
         self._queue: deque[Work] = deque()
         self._waiting = 0
         self._wake = threading.Condition()
@@ -143,7 +146,12 @@ class Committer:
                 return None if self._closing else []
             batch: list[Work] = []
             size = 0
+            requests: set[RecordKey] = set()
             while self._queue and (not batch or size + len(self._queue[0].entries) <= MAX_BATCH):
+                wanted = {entry.finds for entry in self._queue[0].entries if entry.finds}
+                if not requests.isdisjoint(wanted):
+                    break  # what becomes of that record is known after this commit
+                requests |= wanted
                 work = self._queue.popleft()
                 size += len(work.entries)
                 batch.append(work)
@@ -190,22 +198,44 @@ class Committer:
     def _settle(self, batch: list[Work]) -> list[Work]:
         """`batch` with every entry evaluated under the constants that will be in force.
 
-        Work that contradicts them is told so and left out.
+        So are those that need the record of a request, but for duplicates. Work that contradicts
+        what it meets is told so and left out.
         """
+        wanting = [entry for work in batch for entry in work.entries if entry.finds]
+        records: dict[RecordKey, bytes] = {}
+        known_digests: set[bytes] = set()
+        if wanting:
+            keys = {entry.finds for entry in wanting if entry.finds}
+            digests = {entry.digest for entry in wanting if entry.digest}
+            records, known_digests = self._store.find(keys, digests)
         state = self._store.read()
         in_force: dict[str, dict[str, Any]] = {}
+
+        def constants_of(model: str) -> dict[str, Any]:
+            known = in_force.get(model)
+            if known is None:
+                known = in_force[model] = dict(state.constants(model))
+            return known
+
         settled: list[Work] = []
         for work in batch:
             try:
                 for at, entry in enumerate(work.entries):
-                    if not entry.constants:
-                        continue
-                    known = in_force.get(entry.model)
-                    if known is None:
-                        known = in_force[entry.model] = dict(state.constants(entry.model))
-                    work.entries[at] = entry = _under(entry, known)
-                    for name, value in entry.constants.items():
-                        known.setdefault(name, value)
+                    if entry.finds and entry.resolve:
+                        if entry.digest in known_digests:
+                            continue
+                        entry = entry.resolve(constants_of, records.get(entry.finds, b""))
+                        if entry.swap:
+                            records[entry.swap.key] = entry.swap.after
+                        if entry.digest:
+                            known_digests.add(entry.digest)
+                    elif entry.constants:
+                        entry = _under(entry, constants_of(entry.model))
+                    work.entries[at] = entry
+                    if entry.constants:
+                        known = constants_of(entry.model)
+                        for name, value in entry.constants.items():
+                            known.setdefault(name, value)
             except Exception as error:
                 if self._interval:
                     logger.error("an acknowledged event is not counted: %s", error)
@@ -256,7 +286,15 @@ class Committer:
             return
         self._housekept = clock.monotonic()
         try:
-            self._store.housekeep(self._now())
+            now = self._now()
+            self._store.housekeep(now)
+            if self._lapsed is not None:
+                entries = self._lapsed(now)
+                if entries:
+                    self._store.commit(entries, now)
+                    self._housekept = 0.0  # there may be more
+        except ConstantsDiffer:
+            pass  # another process was faster
         except StoreUnavailable as error:
             logger.warning("housekeeping failed (%s): %s", error.kind, error)
         except Exception:  # a bug; commits go on

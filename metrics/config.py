@@ -20,6 +20,9 @@ from .payload import check_label
 from .windows import Window, duration, window
 
 FEEDBACK_TYPE = "io.seldon.serving.feedback"
+PREDICTION_TYPE = "io.seldon.serving.inference.response"
+KSERVE_PREDICTION_TYPE = "org.kubeflow.serving.inference.response"
+"""Its logger sends the request's id as the event's."""
 PROTOCOL = "seldonfeedback.http"
 
 
@@ -46,6 +49,11 @@ class Settings:
     redis_durability: str
     snapshot_interval: float
     dedup_ttl: int
+    dedup_by: str
+    join_ttl: int
+    join_max_bytes: int
+    join_time: str
+    corrections: bool
     max_queue: int
     task: str
     models_file: str
@@ -69,6 +77,7 @@ class Settings:
     event_type: str
     event_source: str
     accept_types: tuple[str, ...]
+    prediction_types: tuple[str, ...]
     log_level: str
     namespace: str
     deployment: str
@@ -144,6 +153,14 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise ValueError("must be 0 or more seconds")
     return seconds
+
+
+def _duration_or_zero(text: str) -> int:
+    return 0 if text.strip() == "0" else duration(text)
+
+
+def _switch(text: str) -> bool:
+    return _one_of("on", "off")(text) == "on"
 
 
 def _at_least(least: int, most: int = 1 << 40) -> Callable[[str], int]:
@@ -256,6 +273,46 @@ SETTINGS: tuple[Setting, ...] = (
         "1d",
         duration,
         "how long a (source, id) is remembered",
+    ),
+    Setting(
+        "dedup_by",
+        "FEEDBACK_DEDUP_BY",
+        "dedup_by",
+        "event",
+        _one_of("event", "request"),
+        "what makes an event a duplicate: its (source, id), or its request's id and content",
+    ),
+    Setting(
+        "join_ttl",
+        "FEEDBACK_JOIN_TTL",
+        "join_ttl",
+        "0",
+        _duration_or_zero,
+        "how long a prediction or a truth waits for the other; 0: only whole feedback is taken",
+    ),
+    Setting(
+        "join_max_bytes",
+        "FEEDBACK_JOIN_MAX_BYTES",
+        "join_max_bytes",
+        "256MiB",
+        _bytes,
+        "size of all that waits; past it the oldest is dropped",
+    ),
+    Setting(
+        "join_time",
+        "FEEDBACK_JOIN_TIME",
+        "join_time",
+        "truth",
+        _one_of("truth", "prediction"),
+        "whose time decides in which windows joined feedback counts",
+    ),
+    Setting(
+        "corrections",
+        "FEEDBACK_CORRECTIONS",
+        "corrections",
+        "off",
+        _switch,
+        "on: a further truth of a request replaces the one before, for FEEDBACK_JOIN_TTL",
     ),
     Setting(
         "max_queue",
@@ -413,6 +470,14 @@ SETTINGS: tuple[Setting, ...] = (
         _types,
         "event types taken as feedback; others are answered 202",
     ),
+    Setting(
+        "prediction_types",
+        "FEEDBACK_PREDICTION_TYPES",
+        "prediction_types",
+        ",".join((PREDICTION_TYPE, KSERVE_PREDICTION_TYPE)),
+        _types,
+        "event types taken as predictions that wait for their truth, with FEEDBACK_JOIN_TTL",
+    ),
     Setting("log_level", "LOG_LEVEL", "log_level", "INFO", _level, "logs go to stderr"),
     Setting(
         "namespace",
@@ -478,6 +543,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
     for name in settings.reply_windows:
         if name not in ("all", *(each.name for each in settings.windows)):
             raise ConfigurationError(f"FEEDBACK_REPLY_WINDOWS: {name!r} is no window that is kept")
+    if set(settings.accept_types) & set(settings.prediction_types):
+        raise ConfigurationError("FEEDBACK_PREDICTION_TYPES: one is taken as feedback, too")
     if settings.event_type in settings.accept_types:
         raise ConfigurationError("FEEDBACK_EVENT_TYPE: is taken as feedback; events would loop")
     try:

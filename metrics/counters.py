@@ -27,6 +27,8 @@ LARGEST = 1e150
 """What one event may add to a sum: below it no number of events adds up to infinity."""
 OTHER = "__other__"
 """The label into which everything past a cap on distinct labels is folded."""
+SUPERSEDED = "-"
+"""Begins the family of what corrections took back of another: no counter ever falls."""
 
 
 class Packed(Mapping[Labels, Number]):
@@ -103,6 +105,35 @@ def merge(vectors: Iterable[Increment]) -> Vector:
     for vector in vectors:
         add(total, vector)
     return unpack(total)
+
+
+def net(vector: Vector) -> Vector:
+    """`vector` less what corrections took back; itself where they took nothing."""
+    taken = [family for family in vector if family[0] == SUPERSEDED]
+    if not taken:
+        return vector
+    left = {family: dict(cells) for family, cells in vector.items() if family not in taken}
+    for family in taken:
+        cells = left.setdefault(family[1:], {})
+        for labels, number in vector[family].items():
+            rest = cells.get(labels, 0) - number
+            if rest:
+                cells[labels] = rest
+            else:
+                cells.pop(labels, None)
+    return {family: cells for family, cells in left.items() if cells}
+
+
+def superseded(vector: Vector) -> tuple[Vector, Vector]:
+    """What was ever added, and what corrections took back of it: both only grow."""
+    added: Vector = {}
+    taken: Vector = {}
+    for family, cells in vector.items():
+        if family[0] == SUPERSEDED:
+            taken[family[1:]] = cells
+        else:
+            added[family] = cells
+    return added, taken
 
 
 def value(vector: Increment, family: str, *labels: str) -> Number:

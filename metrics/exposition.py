@@ -17,9 +17,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from . import __version__
-from .counters import Labels, Number, value
+from .counters import Labels, Number, Vector, superseded, value
 from .evaluators.user_metrics import BUCKETS
+from .joins import DELAYS
 from .model_settings import ModelSettings
+from .scores.coverage import HALVES, halves
 from .scores.view import ALL, Scored, naming, score_vector, segments_of, task_of, vector_of
 from .state import ModelState
 from .windows import Window
@@ -145,31 +147,17 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
         ("rejected", "rejected"),
     ):
         count("events", help, value(vector, family), outcome=outcome)
+    if not HALVES.isdisjoint(vector):
+        _add_halves(families, count, labels, vector)
     if not scored.events:
         return
-    count("rows", "Rows compared with their truth.", scored.rows)
-    count("late_events", "Events too old for every window.", value(vector, "late"))
-    for each in scored.classes:
-        for name, number in (
-            ("true_positives", each.hits),
-            ("false_positives", each.alarms),
-            ("false_negatives", each.misses),
-            ("true_negatives", each.rejections),
-        ):
-            kind = name.replace("_", " ").capitalize()
-            count(name, f"{kind} of the class against the rest.", number, **{"class": each.name})
-    classes = [each.name for each in scored.classes]
-    if scored.task in ("binary", "multiclass") and len(classes) <= app.settings.confusion_classes:
-        for truth in classes:
-            for prediction in classes:
-                count(
-                    "confusion",
-                    "Rows by truth and prediction.",
-                    scored.confusion.get((truth, prediction), 0),
-                    truth=truth,
-                    prediction=prediction,
-                )
-    _add_sums(count, vector, len(scored.outputs))
+    added, taken = superseded(vector)
+    if taken:
+        _add_counts(count, "superseded_", scored.of(taken), app)
+        scored_ever = scored.of(added)
+    else:
+        scored_ever = scored
+    _add_counts(count, "", scored_ever, app)
     _add_scores(families, labels, state, settings, scored, now)
     last = state.gauges.get(("last_event", ()))
     if last is not None:
@@ -181,7 +169,68 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
         )
     _add_user_metrics(families, labels, state, created)
     if scored.task in ("binary", "multiclass"):
-        _add_ancestors(families, app, model, state, scored, created)
+        _add_ancestors(families, app, model, state, scored_ever, created)
+
+
+def _add_halves(families: _Families, count: Any, labels: dict[str, str], vector: Vector) -> None:
+    """Predictions and truths that came by themselves, and how long the truths took."""
+    for family in ("predictions", "truths"):
+        half = halves(vector, family)
+        more = {"half": family[:-1]}
+        for fate, help in (
+            ("arrived", "Halves of feedback that came by themselves, to be joined."),
+            ("joined", "Halves of feedback that met the other one."),
+            ("unjoined", "Halves of feedback whose time was over before the other one came."),
+            ("dropped", "Halves of feedback forgotten before their time, for want of room."),
+            ("replaced", "Halves of feedback in whose place another of the request came."),
+        ):
+            count(f"halves_{fate}", help, getattr(half, fate), **more)
+        help = "Halves of feedback that wait for the other one."
+        families.gauge("feedback_halves_waiting", help, labels | more, half.waiting)
+    count(
+        "corrected_events", "Events whose truth took another's place.", value(vector, "corrected")
+    )
+    seen = 0.0
+    buckets = []
+    for bound in (*map(str, DELAYS), "+Inf"):
+        seen += value(vector, "truth_delay_bucket", bound)
+        buckets.append((bound if bound == "+Inf" else f"{bound}.0", seen))
+    total = value(vector, "truth_delay_sum")
+    help = "Seconds from a prediction to its truth."
+    families.histogram("feedback_truth_delay_seconds", help, labels, buckets, total)
+
+
+def _add_counts(count: Any, prefix: str, scored: Scored, app: App) -> None:
+    """What ratios are made of; with a prefix, of what corrections took back."""
+    vector = scored.vector
+    again = " Of what corrections took back." if prefix else ""
+
+    def add(name: str, help: str, number: Number, **more: str) -> None:
+        count(prefix + name, help + again, number, **more)
+
+    add("rows", "Rows compared with their truth.", scored.rows)
+    add("late_events", "Events too old for every window.", value(vector, "late"))
+    for each in scored.classes:
+        for name, number in (
+            ("true_positives", each.hits),
+            ("false_positives", each.alarms),
+            ("false_negatives", each.misses),
+            ("true_negatives", each.rejections),
+        ):
+            kind = name.replace("_", " ").capitalize()
+            add(name, f"{kind} of the class against the rest.", number, **{"class": each.name})
+    classes = [each.name for each in scored.classes]
+    if scored.task in ("binary", "multiclass") and len(classes) <= app.settings.confusion_classes:
+        for truth in classes:
+            for prediction in classes:
+                add(
+                    "confusion",
+                    "Rows by truth and prediction.",
+                    scored.confusion.get((truth, prediction), 0),
+                    truth=truth,
+                    prediction=prediction,
+                )
+    _add_sums(add, vector, len(scored.outputs))
 
 
 def _add_sums(count: Any, vector: Any, outputs: int) -> None:

@@ -16,9 +16,11 @@ from werkzeug.exceptions import HTTPException
 from .app import MAX_DETAIL, App, problem
 from .app import Response as Answer
 from .config import PROTOCOL
+from .counters import net, value
 from .errors import NotFound, Refused
 from .payload import one_line
 from .scores import model_view
+from .scores.coverage import HALVES
 from .scores.view import ALL, task_of
 from .state import ModelState
 from .windows import Window
@@ -101,8 +103,8 @@ def model_list(app: App) -> list[dict[str, Any]]:
 
     found = []
     for model, state in sorted(app.read().models.items()):
-        vector = state.all_time
-        if "events" not in vector:
+        vector = net(state.all_time)
+        if not _is_known(state):
             continue
         last = state.gauges.get(("last_event", ()))
         namespace, deployment, predictor, name = model.split("/")
@@ -114,8 +116,8 @@ def model_list(app: App) -> list[dict[str, Any]]:
                 "predictor": predictor,
                 "model": name,
                 "task": task_of(state, app.models.of(model)),
-                "events": vector["events"][()],
-                "rows": vector.get("rows", {}).get((), 0),
+                "events": value(vector, "events"),
+                "rows": value(vector, "rows"),
                 "last_event": format_time(int(last.value)) if last else None,
             }
         )
@@ -133,9 +135,14 @@ def one_model(app: App, model: str, request: Request) -> dict[str, Any]:
 def known_model(app: App, model: str) -> ModelState:
     """The state of a model that counted events. Raises NotFound."""
     state = app.read().models.get(model)
-    if state is None or "events" not in state.all_time:
+    if state is None or not _is_known(state):
         raise NotFound(f"no feedback for the model {model!r}")
     return state
+
+
+def _is_known(state: ModelState) -> bool:
+    """Whether anything but refusals was counted of a model."""
+    return "events" in state.all_time or not HALVES.isdisjoint(state.all_time)
 
 
 def window_called(name: str, windows: tuple[Window, ...]) -> Window | None:

@@ -142,7 +142,7 @@ def parse(event: Any) -> Feedback:
     for where, part in (("", event), ("response", response), ("truth", truth)):
         meta = part.get("meta") if part else None
         if meta is not None:
-            _read_meta(meta, f"{where}.meta" if where else "meta", feedback)
+            read_meta(meta, f"{where}.meta" if where else "meta", feedback)
     return feedback
 
 
@@ -465,7 +465,7 @@ def _string(value: Any) -> str:
 # --- meta -----------------------------------------------------------------------------------
 
 
-def _read_meta(meta: Any, where: str, feedback: Feedback) -> None:
+def read_meta(meta: Any, where: str, feedback: Feedback) -> None:
     """Take what is used of a `meta`: tags and puid of any message, metrics of the truth's."""
     if type(meta) is not dict:
         raise Refused(where, "must be a JSON object")

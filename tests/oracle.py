@@ -118,7 +118,7 @@ def entry(
         evaluation.increment,
         {key: Gauge(value, 0.0) for key, value in evaluation.gauges.items()},
         evaluation.constants,
-        lambda known: entry(rows, known, panes, digest, late),
+        again=lambda known: entry(rows, known, panes, digest, late),
     )
 
 

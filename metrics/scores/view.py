@@ -10,13 +10,14 @@ from math import fsum
 from typing import Any
 
 from ..bins import CALIBRATION_BINS
-from ..counters import NO_LABELS, OTHER, Labels, Number, Vector, merge, value
+from ..counters import NO_LABELS, OTHER, Labels, Number, Vector, merge, net, value
 from ..evaluators.classification import MAX_SCORED_CLASSES
 from ..model_settings import ModelSettings
 from ..state import ModelState
 from ..windows import ALL_TIME, Pane, Window, panes_of
 from . import intervals as interval
 from .classification import Counts, agreement, averages, of_positive
+from .coverage import HALVES, coverage_view
 from .ranking import Bounded, Histogram, Ranked, mean_bounded, rank
 from .ratio import mean, ratio
 from .regression import Output, error_bounds, outputs_of
@@ -93,6 +94,10 @@ class Scored:
     scores: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def of(self, vector: Vector) -> Scored:
+        """The counts of another vector of the same model, without its scores."""
+        return Scored(vector, self.task, self.settings, self.naming)
 
     @property
     def rows(self) -> int:
@@ -328,9 +333,9 @@ def _keep_interval(scored: Scored, name: str, found: tuple[float, float] | None)
 def vector_of(state: ModelState, window: Window | None, now: float, segment: str = "") -> Vector:
     """The counters of a window at `now` (epoch seconds), or of all time where it is None."""
     if window is None:
-        return state.panes.get(Pane(0, 0, segment), {}) if segment else state.all_time
+        return net(state.panes.get(Pane(0, 0, segment), {}) if segment else state.all_time)
     panes = state.panes
-    return merge(panes[pane] for pane in panes_of(window, now, segment) if pane in panes)
+    return net(merge(panes[pane] for pane in panes_of(window, now, segment) if pane in panes))
 
 
 def segments_of(state: ModelState) -> list[str]:
@@ -367,6 +372,8 @@ def model_view(
         bounds=scored.bounds,
     )
     view.update(_details(scored))
+    if not HALVES.isdisjoint(state.all_time):
+        view["join"] = coverage_view(state.all_time)
     if segments:
         view["segments"] = [
             _segment(segment, vector_of(state, window, now, segment), task, settings, names)
