@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import isclose
@@ -24,6 +27,7 @@ from metrics.payload import parse
 from metrics.store import open_store
 from metrics.windows import Pane
 from tests.servers import RedisServer
+from tests.servers_http import OwnServer, until
 
 NOW = 1_700_000_000.0
 PREDICTION = "io.seldon.serving.inference.response"
@@ -561,8 +565,6 @@ def test_any_interleaving_equals_the_known_table(
 
 def test_replicas_under_load_meet_each_half_once(function: Function) -> None:
     """Many clients at once, halves and duplicates spread over three replicas: exact."""
-    from concurrent.futures import ThreadPoolExecutor
-
     chance = random.Random(3)
     made = table(chance, 150, False)
     replicas = 1 if function.url == "memory:" else 3
@@ -585,6 +587,58 @@ def test_replicas_under_load_meet_each_half_once(function: Function) -> None:
         assert predictions["joined"] == len(made.truths)
         waiting = app.store.held() > 0
         assert waiting == bool(view(app)["join"]["waiting"] or truths.get("arrived"))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_halves_survive_kills(kind: str, tmp_path: Any, request: pytest.FixtureRequest) -> None:
+    """SIGKILL at random moments under load; what was not acknowledged is sent again: exact."""
+    chance = random.Random(7)
+    made = table(chance, 300, True)
+    variables = {"FEEDBACK_JOIN_TTL": "1h", "FEEDBACK_CORRECTIONS": "on"}
+    if kind == "redis":
+        server = request.getfixturevalue("server")
+        server.ask("FLUSHALL")
+        variables["FEEDBACK_STORE"] = server.url
+    todo = {client: [] for client in range(6)}
+    for event in made.events:
+        todo[int(event[1][2:]) % len(todo)].append(event)  # a request's events stay in order
+    with OwnServer(tmp_path, **variables) as function:
+
+        def post(events: list[Any]) -> None:
+            twin = function.twin()
+            for event_kind, name, values, id, _ in events:
+                said = message(values)
+                identity = {name.removeprefix("ce-"): text for name, text in IDENTITY.items()}
+                attributes = {
+                    **identity,
+                    "specversion": "1.0",
+                    "id": id,
+                    "source": "/test",
+                    "type": event_kind,
+                    "requestid": name,
+                }
+                data = said if event_kind == PREDICTION else {"truth": said}
+                until(lambda data=data, to=attributes: posted(twin, data, to), 60)
+            twin.hang_up()
+
+        def posted(twin: Any, data: Any, attributes: Any) -> bool:
+            try:
+                status = twin.event(data, attributes).status
+            except (OSError, http.client.HTTPException):
+                return False
+            assert status in (200, 202, 503)
+            return status != 503
+
+        with ThreadPoolExecutor(len(todo)) as clients:
+            done = [clients.submit(post, events) for events in todo.values()]
+            for _ in range(6):
+                time.sleep(chance.uniform(0.05, 0.3))
+                function.restart()
+            for each in done:
+                each.result()
+        found = function.get(f"/v1/models/{MODEL}").json
+    assert same_scores(found, expected(made, True))
+    assert found["join"]["joined"] == len(made.truths)
 
 
 # --- records --------------------------------------------------------------------------------------
