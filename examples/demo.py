@@ -1,8 +1,9 @@
 """The main job on real input: `make demo`.
 
 Trains two classifiers, serves, and sends every held-out prediction with its truth as Seldon's
-executor does; some twice, as a broker does; the server restarts on the way. What it answers is
-compared with scikit-learn's figures on the same rows. Exit status 0: all agreed.
+executor does; a third of them in halves, the prediction as Seldon's logger sends it and the truth
+by itself, in any order; some twice, as a broker does; the server restarts on the way. What it
+answers is compared with scikit-learn's figures on the same rows. Exit status 0: all agreed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, label_binarize
 
 PATIENCE = 20  # seconds that the server has to start, to answer, and to end
+LATE = 3  # every so many rows the truth comes by itself
 WINDOWS = ("all", "5m", "1h", "1d")
+FEEDBACK = "io.seldon.serving.feedback"
+PREDICTION = "io.seldon.serving.inference.response"
 VIEW = "/v1/models/seldon/{}/default/classifier?window={}"
 EVENTS = 'feedback_events_total{{deployment_name="{}",outcome="{}"}}'
 LABELS = ("deployment_name", "outcome", "class", "truth", "prediction", "score", "window", "kind")
@@ -65,28 +69,40 @@ def train(name: str, rows: Any, truth: Any, class_names: Sequence[str] = ()) -> 
 
 
 def feedback(model: Model) -> Iterator[Event]:
-    """Each prediction with its truth, as Seldon's executor posts it."""
+    """Each prediction with its truth, as Seldon's executor posts it; some of them in halves."""
     names = {"names": model.class_names} if model.class_names else {}
-    for truth, probabilities in zip(model.truth, model.probabilities, strict=True):
-        attributes = {
-            "specversion": "1.0",
-            "id": str(uuid4()),
-            "source": f"http://{model.name}-default.seldon:8000/",
-            "type": "io.seldon.serving.feedback",
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "requestid": uuid4().hex,
-            "modelid": "classifier",
-            "inferenceservicename": model.name,
-            "namespace": "seldon",
-            "endpoint": "default",
-            "protocol": "seldon",
-            "traceparent": f"00-{uuid4().hex}-{uuid4().hex[:16]}-01",
-        }
-        headers = {f"ce-{name}": value for name, value in attributes.items()}
-        headers["content-type"] = "application/json"
-        response = {"data": {**names, "ndarray": [probabilities.tolist()]}}
-        data = {"response": response, "truth": {"data": {"ndarray": [int(truth)]}}}
-        yield headers, json.dumps(data).encode()
+    for row, (truth, probabilities) in enumerate(
+        zip(model.truth, model.probabilities, strict=True)
+    ):
+        answer = {"data": {**names, "ndarray": [probabilities.tolist()]}}
+        known = {"truth": {"data": {"ndarray": [int(truth)]}}}
+        request = uuid4().hex
+        if row % LATE:
+            yield event(model, FEEDBACK, request, {"response": answer, **known})
+        else:
+            yield event(model, PREDICTION, request, answer)
+            yield event(model, FEEDBACK, request, known)
+
+
+def event(model: Model, kind: str, request: str, data: Any) -> Event:
+    """One event about a request to a model."""
+    attributes = {
+        "specversion": "1.0",
+        "id": str(uuid4()),
+        "source": f"http://{model.name}-default.seldon:8000/",
+        "type": kind,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "requestid": request,
+        "modelid": "classifier",
+        "inferenceservicename": model.name,
+        "namespace": "seldon",
+        "endpoint": "default",
+        "protocol": "seldon",
+        "traceparent": f"00-{uuid4().hex}-{uuid4().hex[:16]}-01",
+    }
+    headers = {f"ce-{name}": value for name, value in attributes.items()}
+    headers["content-type"] = "application/json"
+    return headers, json.dumps(data).encode()
 
 
 def exact_scores(model: Model) -> dict[str, float]:
@@ -116,7 +132,7 @@ def exact_scores(model: Model) -> dict[str, float]:
 
 
 class Client(threading.local):
-    """A keep-alive connection for each thread that asks. Raises OSError for an answer but 200."""
+    """A keep-alive connection for each thread that asks. Raises OSError for an answer but 2xx."""
 
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -126,15 +142,15 @@ class Client(threading.local):
         return self._ask("GET", path)[1].decode()
 
     def deliver(self, event: Event) -> tuple[str, str]:
-        """Post one event; its id, and the id of the metrics event in reply."""
+        """Post one event; its id, and the id of the metrics event in reply, if there is one."""
         headers, body = event
-        return headers["ce-id"], self._ask("POST", "/", body, headers)[0]["ce-id"]
+        return headers["ce-id"], self._ask("POST", "/", body, headers)[0]["ce-id"] or ""
 
     def _ask(self, *request: Any) -> tuple[Any, bytes]:
         self.connection.request(*request)
         answer = self.connection.getresponse()
         body = answer.read()
-        if answer.status != 200:
+        if answer.status not in (200, 202):
             raise OSError(f"{request[0]} {request[1]}: {answer.status} {body[:300]!r}")
         return answer.headers, body
 
@@ -148,6 +164,7 @@ def serving(store: str, log: Path) -> Iterator[Client]:
     not_ours = ("FEEDBACK_", "SELDON_", "PREDICT", "K_", "WEB_CONCURRENCY", "LOG_LEVEL")
     env = {name: text for name, text in os.environ.items() if not name.startswith(not_ours)}
     env |= {"FEEDBACK_STORE": store, "HOST": "127.0.0.1", "PORT": str(port)}
+    env["FEEDBACK_JOIN_TTL"] = "1h"
     command = [sys.executable, "-m", "metrics", "serve"]
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
@@ -216,16 +233,32 @@ def compare(view: Mapping[str, Any], exact: Mapping[str, float]) -> dict[str, tu
 
 
 def report_counts(models: Sequence[Model], calls: Sequence[Event], found: dict[str, Any]) -> bool:
-    """Print what became of the calls; whether each event counted once."""
+    """Print what became of the calls; whether each row counted once."""
     agreed = True
     for name, truth, *_ in models:
-        called = sum(headers["ce-inferenceservicename"] == name for headers, _ in calls)
-        right = {"accepted": len(truth), "duplicate": called - len(truth), "rejected": 0}
+        ids = [head["ce-id"] for head, _ in calls if head["ce-inferenceservicename"] == name]
+        called = len(ids)
+        right = {"accepted": len(truth), "duplicate": called - len(set(ids)), "rejected": 0}
         counts = {outcome: found.get(EVENTS.format(name, outcome), math.nan) for outcome in right}
         text = ", ".join(f"{outcome} {count:g}" for outcome, count in counts.items())
         mark = "agrees" if counts == right else f"DIFFERS from {right}"
         print(f"  {name}: {called} calls about {len(truth)} rows: {text}: {mark}")
         agreed &= counts == right
+    return agreed
+
+
+def report_joins(models: Sequence[Model], found: dict[str, Any]) -> bool:
+    """Print how predictions and truths met that came by themselves; whether all did."""
+    agreed = True
+    for name, truth, *_ in models:
+        join = found[VIEW.format(name, "all")]["join"]
+        first = join["truths"]["joined"]
+        print(
+            f"  {name}: {join['predictions']} predictions came without their truth, "
+            f"{join['joined']} met it; {first} of these truths came first"
+        )
+        halves = -(-len(truth) // LATE)
+        agreed &= join["predictions"] == join["joined"] == halves and join["waiting"] == 0
     return agreed
 
 
@@ -250,7 +283,8 @@ def demo(directory: Path) -> bool:
     ]
     events = [event for model in models for event in feedback(model)]
     random.Random(0).shuffle(events)
-    print(f"Two classifiers, each trained on half of its data; {len(events)} rows are held out")
+    rows = sum(len(model.truth) for model in models)
+    print(f"Two classifiers, each trained on half of its data; {rows} rows are held out")
     # A broker's retries: every fifth at the same time as the first call; later some older ones.
     calls = [event for at, event in enumerate(events) for _ in range(1 if at % 5 else 2)]
     half = len(calls) // 2
@@ -267,9 +301,14 @@ def demo(directory: Path) -> bool:
         print(f"  {len(before)} views and series; changed: {', '.join(changed) or 'none'}")
         replies |= send(client, second)
         found = answers(client, models)
-    one_each = len(replies) == len(dict(replies)) == len(events)
+    replies = {(event, reply) for event, reply in replies if reply}  # a half waits without one
+    one_each = len(replies) == len(dict(replies))
     print(f"  replies to copies of one event {'agree' if one_each else 'DIFFER'}")
-    agreed = [report_counts(models, first + second, found), report_scores(models, found)]
+    agreed = [
+        report_counts(models, first + second, found),
+        report_joins(models, found),
+        report_scores(models, found),
+    ]
     print("\nFrom /metrics, without the labels that are the same in all:")
     for series in WORTH_A_LOOK:
         print(f"  {series} {found.get(series, math.nan):g}")

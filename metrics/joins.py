@@ -28,6 +28,8 @@ from .windows import ALL_TIME, Pane, expired
 PREDICTION, TRUTH, WHOLE, SCORED = "prediction", "truth", "whole", "scored"
 """What an event is, or a record: half of feedback, all of it at once, or what was made of it."""
 
+_KINDS = {kind[0]: kind for kind in (PREDICTION, TRUTH, SCORED)}
+
 DELAYS = (1, 10, 60, 300, 1800, 3600, 21600, 86400, 604800)
 """Upper bounds of the histogram of the seconds from prediction to truth."""
 
@@ -184,7 +186,6 @@ class Joins:
         case, feedback = half.case, half.case.feedback
         kept = {*self.segments(case.model)}
         more: dict[str, Any] = {
-            "time": case.time,
             "arrival": None if case.arrival == half.written else case.arrival,
             "unnamed": [name for name in IDENTITY if not case.extensions.get(name)],
             "extensions": {name: case.extensions[name] for name in kept & case.extensions.keys()},
@@ -207,12 +208,13 @@ class Joins:
         truth = feedback.truth
         head = orjson.dumps(
             (
-                half.kind,
+                half.kind[0],
                 model,
                 half.written,
+                case.time,
                 prediction,
-                (truth.flat, truth.width, truth.names) if truth.rows else None,
-                more,
+                (truth.flat, truth.width, truth.names) if truth.rows else 0,
+                more or 0,
             )
         )
         return len(head).to_bytes(4, "little") + head + doubles
@@ -272,13 +274,14 @@ def decode(home: str, record: bytes) -> Half:
     """What a record says."""
     start = TAG + 4
     end = start + int.from_bytes(record[TAG:start], "little")
-    kind, model, written, prediction, truth, more = orjson.loads(record[start:end])
+    letter, model, written, time, prediction, truth, more = orjson.loads(record[start:end])
+    more = more or {}
     extensions = dict(zip(IDENTITY, f"{home}/{model}".split("/"), strict=False))
     for name in more.get("unnamed", ()):
         extensions.pop(name, None)
     feedback = Feedback(
         truth=_values("truth", *truth) if truth else NO_TRUTH,
-        prediction=_unpacked(prediction, record[end:]) if prediction else None,
+        prediction=_unpacked(prediction, record[end:]),
         reward=more.get("reward"),
         metrics=more.get("metrics", ()),
         tags=more.get("tags", {}),
@@ -290,11 +293,11 @@ def decode(home: str, record: bytes) -> Half:
         family, labels = decode_key(key)
         contribution.setdefault(family, {})[labels] = number
     return Half(
-        kind,
+        _KINDS[letter],
         Case(
             f"{home}/{model}",
             b"",
-            more.get("time"),
+            time,
             more.get("arrival", written),
             {**extensions, **more.get("extensions", {})},
             feedback,
@@ -310,17 +313,22 @@ def _packed(values: Values | None) -> tuple[Any, bytes]:
     if values is None:
         return None, b""
     if values.flat and set(map(type, values.flat)) == {float}:
-        return (None, values.width, values.names), array("d", values.flat).tobytes()
+        head = (0, values.width, values.names) if values.names else values.width
+        return head, array("d", values.flat).tobytes()
     return (values.flat, values.width, values.names), b""
 
 
-def _unpacked(prediction: Any, doubles: bytes) -> Values:
+def _unpacked(prediction: Any, doubles: bytes) -> Values | None:
+    if prediction is None:
+        return None
+    if type(prediction) is int:
+        prediction = (0, prediction, None)
     flat, width, names = prediction
-    if flat is None:
-        packed = array("d")
-        packed.frombytes(doubles)
-        flat = packed.tolist()
-    return _values("response", flat, width, names)
+    if flat != 0:
+        return _values("response", flat, width, names)
+    packed = array("d")
+    packed.frombytes(doubles)
+    return _values("response", packed.tolist(), width, names)
 
 
 def _values(where: str, flat: list[Any], width: int, names: Any) -> Values:

@@ -76,8 +76,21 @@ def test_duplicates_are_dropped_and_counted(run: subprocess.CompletedProcess[str
     assert [line[0] for line in lines] == ["iris", "cancer"]
     for calls, rows, accepted, duplicate in (map(int, line[1:]) for line in lines):
         assert rows == accepted
-        assert calls - rows == duplicate > 20
+        halves = -(-rows // demo.LATE)  # of as many rows the truth comes by itself
+        assert calls - rows - halves == duplicate > 15
     assert "  replies to copies of one event agree\n" in run.stdout
+
+
+def test_halves_meet(run: subprocess.CompletedProcess[str]) -> None:
+    """Every prediction that came by itself met its truth, and some truths came first."""
+    lines = re.findall(
+        r"^  (?:iris|cancer): (\d+) predictions came without their truth, (\d+) met it; "
+        r"(\d+) of these truths came first$",
+        run.stdout,
+        re.M,
+    )
+    assert [(int(came), int(met)) for came, met, _ in lines] == [(25, 25), (95, 95)]
+    assert all(0 < int(first) < int(came) for came, _, first in lines)
 
 
 def test_it_shows_metrics_and_how_to_look_further(run: subprocess.CompletedProcess[str]) -> None:
@@ -166,7 +179,7 @@ def test_counts_agree_if_each_event_counted_once(
 ) -> None:
     """Two events in three calls."""
     model = demo.Model("iris", [0, 1], [0.1, 0.9], ())
-    calls = [({"ce-inferenceservicename": "iris"}, b"")] * 3
+    calls = [({"ce-inferenceservicename": "iris", "ce-id": id}, b"") for id in "aba"]
     outcomes = ("accepted", "duplicate", "rejected")
     found = {
         demo.EVENTS.format("iris", outcome): float(number)
