@@ -337,7 +337,7 @@ def test_images_are_of_this_version(directory: str) -> None:
     assert {image for image in images if "feedback-metrics" in image} <= {IMAGE}
 
 
-@pytest.mark.parametrize("directory", ["base", "overlays/sinkbinding", "overlays/network-policy"])
+@pytest.mark.parametrize("directory", ["base", "overlays/joins", "overlays/sinkbinding", "overlays/network-policy"])
 def test_sqlite_has_one_pod_and_a_volume(directory: str) -> None:
     """On SQLite the file lies on the claim, and Knative never starts a second pod for load."""
     template = function(directory)["spec"]["template"]
@@ -389,6 +389,20 @@ def test_sink_binding_binds_the_function() -> None:
         "name": service["metadata"]["name"],
     }
     assert spec["sink"]["ref"]["name"] == one("base", "Broker")["metadata"]["name"]
+
+
+def test_predictions_come_to_where_they_are_joined() -> None:
+    """A Trigger for each type that is taken as a prediction, delivered like feedback."""
+    (container,) = function("overlays/joins")["spec"]["template"]["spec"]["containers"]
+    settings = config.load({"FEEDBACK_JOIN_TTL": environment(container)["FEEDBACK_JOIN_TTL"]})
+    assert settings.join_ttl > settings.dedup_ttl
+    triggers = [each["spec"] for each in build("overlays/joins") if each["kind"] == "Trigger"]
+    (feedback,) = [each["spec"] for each in build("base") if each["kind"] == "Trigger"]
+    types = [each.pop("filter")["attributes"] for each in triggers]
+    assert {each["type"] for each in types} == {*settings.accept_types, *settings.prediction_types}
+    assert all(set(each) == {"type"} for each in types)
+    feedback.pop("filter")
+    assert all(each == feedback for each in triggers)
 
 
 def test_network_policy_lets_requests_and_scrapes_in() -> None:
