@@ -20,6 +20,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 START_SECONDS = 10.0
 
 
@@ -244,3 +246,16 @@ def _pour(source: socket.socket, target: socket.socket, mute: threading.Event) -
             if not mute.is_set():
                 target.sendall(data)
         target.shutdown(socket.SHUT_RDWR)
+
+
+def lint_metrics(text: str) -> list[str]:
+    """What `promtool check metrics` finds fault with; skips where a laptop has no promtool."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        assert not os.environ.get("CI"), "CI needs promtool (Debian's package prometheus)"
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode in (0, 3)  # 3: lint warnings
+    return (checked.stdout + checked.stderr).splitlines()

@@ -22,12 +22,13 @@ from metrics.app import App, Response
 from metrics.config import load
 from metrics.counters import net
 from metrics.events import format_time
+from metrics.exposition import render
 from metrics.joins import NO_TRUTH, SCORED, Case, Half, decode, prediction_of
 from metrics.payload import parse
 from metrics.store import open_store
 from metrics.windows import Pane
-from tests.servers import RedisServer
-from tests.servers_http import OwnServer, until
+from tests.servers import RedisServer, lint_metrics
+from tests.servers_http import OwnServer, series, until
 
 NOW = 1_700_000_000.0
 PREDICTION = "io.seldon.serving.inference.response"
@@ -448,6 +449,60 @@ def test_a_correction_replaces_the_truth(function: Function) -> None:
         for family, cells in before.items()
         for labels, number in cells.items()
     )
+
+
+def exposed(app: App) -> dict[str, float]:
+    """Every series as Prometheus reads it."""
+    return series(render(app, "")[0].decode())
+
+
+def test_no_counter_falls(function: Function) -> None:
+    """By a correction: what it takes back is counted apart, and the difference is the score's."""
+    app = function.start(FEEDBACK_CORRECTIONS="on")
+    predict(app, "r", ROWS)
+    predict(app, "s", ROWS)
+    tell(app, "t", [1, 1])
+    function.now += 20
+    tell(app, "r", [0, 1])
+    tell(app, "s", [2, 0])
+    before = exposed(app)
+    tell(app, "r", [2, 1])
+    tell(app, "s", [2, 0])
+    after = exposed(app)
+    names = ("_total", "_bucket", "_sum", "_count")
+    counters = [name for name in before if name.partition("{")[0].endswith(names)]
+    assert len(counters) > 40
+    assert [name for name in counters if after[name] < before[name]] == []
+
+    def total(name: str, *having: str) -> float:
+        return sum(series_of(after, f"feedback_{name}{{", *having).values())
+
+    assert total("corrected_events_total") == 2
+    assert (total("rows_total"), total("superseded_rows_total")) == (8, 4)
+    hits = total("true_positives_total") - total("superseded_true_positives_total")
+    rows = total("rows_total") - total("superseded_rows_total")
+    assert hits / rows == total("score", 'score="accuracy"', 'window="all"') == 0.75
+    assert total("halves_arrived_total", 'half="prediction"') == 2
+    assert total("halves_joined_total", 'half="prediction"') == 2
+    assert total("halves_waiting", 'half="truth"') == 1
+    assert total("truth_delay_seconds_bucket", 'le="10.0"') == 0
+    assert total("truth_delay_seconds_bucket", 'le="60.0"') == 2
+    assert total("truth_delay_seconds_sum") == 40
+
+
+def series_of(found: dict[str, float], *having: str) -> dict[str, float]:
+    """Those series that contain all of `having`."""
+    return {name: number for name, number in found.items() if all(text in name for text in having)}
+
+
+def test_promtool_takes_the_families_of_joins(function: Function) -> None:
+    """Its lint finds nothing but what it finds in the ancestor's names."""
+    app = function.start(FEEDBACK_CORRECTIONS="on")
+    predict(app, "r", ROWS)
+    tell(app, "r", [0, 1])
+    tell(app, "r", [2, 1])
+    lint = lint_metrics(render(app, "")[0].decode())
+    assert [line for line in lint if "seldon_metric" not in line] == []
 
 
 def test_whole_feedback_is_corrected_too(function: Function) -> None:

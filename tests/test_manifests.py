@@ -337,7 +337,9 @@ def test_images_are_of_this_version(directory: str) -> None:
     assert {image for image in images if "feedback-metrics" in image} <= {IMAGE}
 
 
-@pytest.mark.parametrize("directory", ["base", "overlays/joins", "overlays/sinkbinding", "overlays/network-policy"])
+@pytest.mark.parametrize(
+    "directory", ["base", "overlays/joins", "overlays/sinkbinding", "overlays/network-policy"]
+)
 def test_sqlite_has_one_pod_and_a_volume(directory: str) -> None:
     """On SQLite the file lies on the claim, and Knative never starts a second pod for load."""
     template = function(directory)["spec"]["template"]
