@@ -1,233 +1,81 @@
-"""Measure every contestant in interleaved rounds and print the table; see benchmarks/README.md."""
+"""Measure every contestant in interleaved rounds and print the tables; see benchmarks/README.md.
+
+python -m benchmarks [--quick] [--only NAME …]
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import subprocess
+import sqlite3
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-import orjson
+from tests.servers import RedisServer
 
-from metrics.config import load
-from metrics.sqlite_store import SQLiteStore
-from metrics.state import Entry
-from metrics.windows import ALL_TIME, place
-from tests.servers import RedisServer, free_port
-
-from .contestants import BY_HAND, LOAD_CORE, NOOP, Contestant, ours, parliament
-from .load import bodies
-
-WINDOWS = load({}).windows
-
-
-@dataclass
-class Row:
-    """One measure of one contestant, over the rounds."""
-
-    values: list[float] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        low, high = min(self.values), max(self.values)
-        return f"{median(self.values):10.4g}  ({low:.4g} to {high:.4g})"
-
-
-class Table:
-    """Measures by contestant and name, printed as ratios of medians."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], Row] = {}
-
-    def add(self, who: str, what: str, value: float) -> None:
-        """Add one round's value."""
-        self.rows.setdefault((what, who), Row()).values.append(value)
-
-    def show(self, baseline: str) -> None:
-        """Print every measure, and its ratio to the baseline's where that has it."""
-        for (what, who), row in sorted(self.rows.items()):
-            base = self.rows.get((what, baseline))
-            ratio = ""
-            if base is not None and who != baseline and median(base.values):
-                ratio = f"  {median(row.values) / median(base.values):6.2f} × {baseline}"
-            print(f"{what:34} {who:22} {row}{ratio}")
-
-
-def load_process(port: int, **options: Any) -> dict[str, Any]:
-    """Run the load generator on its own core; what it saw."""
-    words = [sys.executable, "-m", "benchmarks.load", str(port)]
-    for name, value in options.items():
-        words += [f"--{name}", str(value)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE)
-    os.sched_setaffinity(process.pid, LOAD_CORE)
-    output, _ = process.communicate(timeout=300)
-    result: dict[str, Any] = json.loads(output)
-    return result
-
-
-def throughput(
-    table: Table, contestant: Contestant, seconds: float, label: str = "", **options: Any
-) -> None:
-    """One round of load on a running contestant."""
-    rows = int(options.get("rows", 1))
-    before = contestant.cpu()
-    seen = load_process(contestant.port, seconds=seconds, **options)
-    cpu = contestant.cpu() - before
-    bad = {status: n for status, n in seen["statuses"].items() if status != "200"}
-    if seen["lost"] or (bad and set(bad) != {"503"}):
-        raise RuntimeError(f"{contestant.name}: {seen}")
-    table.add(contestant.name, f"{label}events/s", seen["rate"])
-    table.add(contestant.name, f"{label}p50 ms", 1000 * seen["p50"])
-    table.add(contestant.name, f"{label}p99 ms", 1000 * seen["p99"])
-    table.add(contestant.name, f"{label}CPU µs an event", 1e6 * cpu / max(1, seen["requests"]))
-    if rows > 1:
-        table.add(contestant.name, f"{label}rows/s", rows * seen["rate"])
-    if bad:
-        table.add(contestant.name, f"{label}shed", sum(bad.values()) / seen["requests"])
-
-
-def filled(path: Path, digests: int, cells: int) -> str:
-    """A SQLite store with so many digests and counters; its URL."""
-    store = SQLiteStore(str(path), 86400)
-    now = time.time()
-    panes = place(now, now, WINDOWS).panes
-    for start in range(0, digests, 1000):
-        store.commit(
-            [
-                Entry(
-                    "seldon/iris/default/classifier",
-                    os.urandom(16),
-                    (ALL_TIME,) if start else panes,
-                    {"padding": {(str(n % cells),): 1}},
-                )
-                for n in range(start, min(start + 1000, digests))
-            ],
-            now,
-        )
-        if start % 100_000 == 0:
-            store.housekeep(now)
-    store.close()
-    return f"sqlite:///{path}"
-
-
-def scraping(port: int, stop: threading.Event) -> threading.Thread:
-    """Scrape /metrics once a second until told to stop."""
-
-    def run() -> None:
-        while not stop.wait(1.0):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
-
-
-def many_series(path: Path, models: int) -> str:
-    """A SQLite store whose exposition has about 10,000 series; its URL."""
-    store = SQLiteStore(str(path), 86400)
-    now = time.time()
-    classes = [str(n) for n in range(10)]
-    increment = {
-        "events": {(): 1},
-        "rows": {(): 10},
-        "true_positives": {(name,): 1 for name in classes},
-    }
-    entries = [
-        Entry(f"seldon/other-{n}/default/model", b"", (ALL_TIME,), increment) for n in range(models)
-    ]
-    store.commit(entries, now)
-    store.close()
-    return f"sqlite:///{path}"
-
-
-def handling_ratio() -> float:
-    """Decoding and evaluating an event of 1000 rows × 3, over `orjson.loads` of its body."""
-    import random
-
-    from metrics.evaluators import Known, evaluate
-    from metrics.model_settings import ModelSettings
-    from metrics.payload import decode
-
-    (body,) = bodies(1000, 1, random.Random(0))
-    settings, known = ModelSettings(), Known({"task": "multiclass"})
-
-    def cost(call: Any) -> float:
-        best = []
-        for _ in range(200):
-            began = time.thread_time()
-            call()
-            best.append(time.thread_time() - began)
-        return median(best)
-
-    parse = cost(lambda: orjson.loads(body))
-    return cost(lambda: evaluate(decode(body), settings, known)) / parse
+from .contestants import CORES, LOAD_CORE
+from .experiments import ALL, Bench
+from .table import print_table
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the experiments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--quick", action="store_true", help="two rounds of one second")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
+    parser.add_argument("--history", type=int, default=1_000_000, help="events of a long history")
+    parser.add_argument("--quick", action="store_true", help="a minute: does it all work?")
+    parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help=", ".join(ALL))
     options = parser.parse_args()
-    rounds, seconds = (2, 1.0) if options.quick else (options.rounds, options.seconds)
-    print(f"{time.strftime('%Y-%m-%d')} {platform.platform()}, {os.cpu_count()} cores, ", end="")
-    print(f"Python {platform.python_version()}; {rounds} rounds of {seconds:g} s")
-    print(f"load average at the start: {os.getloadavg()[0]:.1f}", flush=True)
+    if options.quick:
+        options.rounds, options.seconds, options.history = 1, 0.5, 50_000
+    if len(CORES) < 2:
+        sys.exit("benchmarks: two cores are needed, one for the load and one for the server")
+    began = time.monotonic()
+    print(f"{machine()}; {options.rounds} rounds of {options.seconds:g} s", flush=True)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        os.sched_setaffinity(0, LOAD_CORE)
+        bench = Bench(directory, redis_url(stack), options.rounds, options.seconds, options.history)
+        for name in options.only or ALL:
+            ALL[name](bench)
+    rows = [[r.what, r.asked, r.measured, "yes" if r.holds else "**no**"] for r in bench.reached]
+    if rows:
+        title = "Reach (median, or ratio of medians; in parentheses the range over the rounds)"
+        print_table(["what", "asked", "measured", "holds"], rows, title)
+    load = os.getloadavg()[0]
+    print(f"{time.monotonic() - began:.0f} s; load average at the end {load:.1f}")
 
-    table = Table()
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-") as name,
-        RedisServer(appendonly="yes", appendfsync="everysec") as redis,
-    ):
-        directory = Path(name)
-        big = filled(directory / "big.db", 1_000_000 if not options.quick else 50_000, 10_000)
-        peers = [
-            parliament("no-op", NOOP),
-            parliament("by hand", BY_HAND),
-            ours("ours, SQLite", f"sqlite:///{directory}/f.db", free_port()),
-            ours("ours, Redis", redis.url, free_port()),
-            ours("ours, 1M ids", big, free_port()),
-        ]
-        series = ours("ours, 10k series", many_series(directory / "s.db", 120), free_port())
-        for turn in range(rounds):
-            for peer in peers:
-                table.add(peer.name, "start to first event, s", peer.start())
-                table.add(peer.name, "PSS after start, MiB", peer.memory())
-                throughput(table, peer, seconds, seed=turn)
-                if peer.name in ("ours, SQLite", "no-op"):
-                    throughput(table, peer, seconds, "1000 rows: ", rows=1000, seed=100 + turn)
-                    throughput(
-                        table, peer, seconds, "256 conn.: ", connections=256, seed=200 + turn
-                    )
-                peer.stop()
-            series.start()
-            throughput(table, series, seconds, "unscraped: ", seed=turn)
-            stop = threading.Event()
-            thread = scraping(series.port, stop)
-            throughput(table, series, seconds, "scraped: ", seed=300 + turn)
-            stop.set()
-            thread.join()
-            series.stop()
-            print(f"round {turn + 1} of {rounds}", flush=True)
-        sweep = ours("ours, SQLite", f"sqlite:///{directory}/c.db", free_port())
-        sweep.start()
-        for connections in (1, 4, 16, 64, 256):
-            label = f"{connections:3} connections: "
-            throughput(table, sweep, seconds, label, connections=connections, seed=connections)
-        sweep.stop()
-    table.add("ours", "1000 rows: decode+evaluate / loads", handling_ratio())
-    print()
-    table.show("no-op")
+
+def redis_url(stack: ExitStack) -> str | None:
+    """A Redis server for as long as the stack, on the load's core; None where there is none."""
+    try:
+        server = stack.enter_context(RedisServer(appendonly="yes", appendfsync="everysec"))
+    except (RuntimeError, OSError) as error:
+        print(f"Redis: not available, left out ({error})")
+        return None
+    return server.url
+
+
+def machine() -> str:
+    """Date, processor, system, versions, and how busy it was."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {len(CORES)} cores of {model}, {platform.platform()}, "
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"load average {os.getloadavg()[0]:.1f}"
+    )
 
 
 if __name__ == "__main__":

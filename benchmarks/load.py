@@ -1,144 +1,152 @@
-"""A lean load generator: keep-alive connections on one event loop, each request written by hand.
+"""The load generator: keep-alive connections in one epoll loop, a request on each at all times.
 
-Run as a process of its own (`python -m benchmarks.load`), so that it can be pinned to a core.
+Requests come as bytes, answers are checked and timed one by one, and there is no framework
+between: the `ceiling` experiment shows how far it is from being what is measured.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import itertools
-import json
-import random
+import math
+import select
+import socket
 import time
-from typing import Any
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
-HEAD = (
-    "POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nce-specversion: 1.0\r\n"
-    "ce-type: io.seldon.serving.feedback\r\nce-source: /bench\r\nce-namespace: seldon\r\n"
-    "ce-inferenceservicename: iris\r\nce-endpoint: default\r\nce-modelid: classifier\r\n"
-    "ce-requestid: 0123456789\r\nce-id: {id}\r\ncontent-length: {length}\r\n\r\n"
-)
-
-
-def bodies(rows: int, count: int, chance: random.Random) -> list[bytes]:
-    """Feedback of `rows` rows of three probabilities each, labels as the truth."""
-    found = []
-    for _ in range(count):
-        scores, truths = [], []
-        for _ in range(rows):
-            parts = [chance.random() for _ in range(3)]
-            scores.append([part / sum(parts) for part in parts])
-            truths.append(chance.randrange(3))
-        data = {
-            "response": {"data": {"ndarray": scores}},
-            "truth": {"data": {"ndarray": truths}},
-        }
-        found.append(json.dumps(data).encode())
-    return found
+WARM_UP = 0.3
+"""Seconds of load before the clock starts."""
+PATIENCE = 30.0
+"""Seconds without any answer after which a run fails."""
 
 
-class Connection(asyncio.Protocol):
-    """One connection: a request, its answer, the next request."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._buffer = bytearray()
-        self._missing = 0
-        self._began = 0.0
-        self._transport: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Send the first request."""
-        self._transport = transport
-        self._send()
-
-    def data_received(self, data: bytes) -> None:
-        """Take in an answer, perhaps in parts, and go on."""
-        if not self._missing:
-            self._buffer += data
-            end = self._buffer.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            head = bytes(self._buffer[:end]).lower()
-            length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
-            self._run.answered(int(head[9:12]), time.perf_counter() - self._began)
-            self._missing = length - (len(self._buffer) - end - 4)
-            self._buffer.clear()
-        else:
-            self._missing -= len(data)
-        if not self._missing:
-            self._send()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """The run is over, or the server closed the connection, which is counted."""
-        if not self._run.over:
-            self._run.lost += 1
-
-    def _send(self) -> None:
-        if self._run.over:
-            self._transport.close()
-            return
-        self._began = time.perf_counter()
-        self._transport.write(self._run.request())
+class BadAnswerError(Exception):
+    """The server did not do what the benchmark measures."""
 
 
-class Run:
-    """One measurement."""
+@dataclass
+class Seen:
+    """What a run saw while its clock ran, and `accepted` from the first event to the last."""
 
-    def __init__(self, rows: int, seed: int) -> None:
-        chance = random.Random(seed)
-        self._salt = f"{chance.getrandbits(64):x}"
-        self._numbers = itertools.count()
-        self._bodies = itertools.cycle(bodies(rows, 2000 // rows + 1, chance))
-        self.statuses: dict[int, int] = {}
-        self.latencies: list[float] = []
-        self.lost = 0
-        self.over = False
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+    """Seconds, of accepted requests only."""
+    accepted: int = 0
+    server_cpu: float = 0.0
+    own_cpu: float = 0.0
 
-    def request(self) -> bytes:
-        """The next request: an event of its own id."""
-        body = next(self._bodies)
-        head = HEAD.format(id=f"{self._salt}-{next(self._numbers)}", length=len(body))
-        return head.encode() + body
+    @property
+    def requests(self) -> int:
+        """All answers, shed ones included."""
+        return self.statuses.total()
 
-    def answered(self, status: int, seconds: float) -> None:
-        """Note an answer."""
-        self.statuses[status] = self.statuses.get(status, 0) + 1
-        self.latencies.append(seconds)
+    @property
+    def rate(self) -> float:
+        """Accepted requests a second."""
+        return len(self.latencies) / self.seconds
 
-    async def measure(self, port: int, connections: int, seconds: float) -> dict[str, Any]:
-        """Load for `seconds`; what was seen."""
-        loop = asyncio.get_running_loop()
-        began = time.perf_counter()
-        for _ in range(connections):
-            await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
-        await asyncio.sleep(seconds)
-        self.over = True
-        elapsed = time.perf_counter() - began
-        latencies = sorted(self.latencies) or [0.0]
-        return {
-            "requests": len(self.latencies),
-            "statuses": self.statuses,
-            "lost": self.lost,
-            "rate": self.statuses.get(200, 0) / elapsed,
-            "p50": latencies[len(latencies) // 2],
-            "p99": latencies[int(len(latencies) * 0.99)],
-        }
+    def quantile(self, share: float) -> float:
+        """A quantile of the latencies, seconds."""
+        return sorted(self.latencies)[int(share * len(self.latencies))]
 
 
-def main() -> None:
-    """Measure as the command line says and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("port", type=int)
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    run = Run(options.rows, options.seed)
-    print(json.dumps(asyncio.run(run.measure(options.port, options.connections, options.seconds))))
+@dataclass(slots=True)
+class _Client:
+    """One connection, and the answer it has so far."""
+
+    socket: socket.socket
+    sent: float = 0.0
+    answer: bytes = b""
 
 
-if __name__ == "__main__":
-    main()
+def drive(
+    port: int,
+    requests: Iterator[bytes],
+    connections: int = 64,
+    seconds: float = math.inf,
+    replies: bool = True,
+    shedding: bool = False,
+    cpu: Callable[[], float] = lambda: 0.0,
+) -> Seen:
+    """Load a server for so many seconds after a warm-up, or until there are no more requests.
+
+    `replies`: every 200 must carry a CloudEvent, or else none may. `shedding`: 503 with
+    Retry-After is no failure. `cpu` tells the seconds of CPU time that the server has used.
+    Raises BadAnswerError.
+    """
+    clock = time.perf_counter
+    seen = Seen()
+    poll = select.epoll()
+    clients: dict[int, _Client] = {}
+    for request in itertools.islice(requests, connections):
+        opened = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poll.register(opened, select.EPOLLIN)
+        clients[opened.fileno()] = _Client(opened, clock())
+        opened.sendall(request)
+    waiting = len(clients)
+    measuring, end = False, clock() + (WARM_UP if seconds < math.inf else 0.0)
+    while waiting:
+        ready = poll.poll(PATIENCE)
+        if not ready:
+            raise BadAnswerError(f"no answer for {PATIENCE:g} s")
+        for number, _ in ready:
+            client = clients[number]
+            answer = client.answer + client.socket.recv(1 << 18)
+            status = _status(answer, replies, shedding)
+            if not status:
+                client.answer = answer
+                continue
+            client.answer = b""
+            now = clock()
+            seen.accepted += status != 503
+            if measuring:
+                seen.statuses[status] += 1
+                if status != 503:
+                    seen.latencies.append(now - client.sent)
+            request = next(requests, None)
+            if request is None:
+                waiting -= 1
+            else:
+                client.sent = now
+                client.socket.sendall(request)
+        now = clock()
+        if now >= end and not measuring and not seen.seconds:
+            measuring, began, end = True, now, now + seconds
+            seen.server_cpu, seen.own_cpu = -cpu(), -time.process_time()
+        elif measuring and (now >= end or not waiting):
+            measuring, seen.seconds = False, now - began
+            seen.server_cpu += cpu()
+            seen.own_cpu += time.process_time()
+            requests = iter(())  # what is under way is still answered, and not measured
+    poll.close()
+    for client in clients.values():
+        client.socket.close()
+    return seen
+
+
+def _status(data: bytes, replies: bool, shedding: bool) -> int:
+    """The status of a whole answer; 0 where more is to come. Raises BadAnswerError."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        if not data:
+            raise BadAnswerError("the server closed the connection")
+        return 0
+    head = data[:end].lower()
+    at = head.find(b"\r\ncontent-length:")
+    length = int(head[at + 17 : head.find(b"\r\n", at + 17) % (end + 1)])
+    if len(data) < end + 4 + length:
+        return 0
+    status = int(head[9:12])
+    if status == 503 and shedding and b"\r\nretry-after:" in head:
+        return status
+    if status != 200 or replies != bool(length and _is_event(head)):
+        raise BadAnswerError(data[:1000].decode(errors="replace"))
+    return status
+
+
+def _is_event(head: bytes) -> bool:
+    return b"\r\nce-id:" in head or b"\r\ncontent-type: application/cloudevents" in head
