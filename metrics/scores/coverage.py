@@ -25,8 +25,9 @@ class Halves(NamedTuple):
 
     @property
     def waiting(self) -> int:
-        """How many still wait."""
-        return self.arrived - self.joined - self.unjoined - self.dropped - self.replaced
+        """How many still wait; those that came before a reset are not known."""
+        gone = self.joined + self.unjoined + self.dropped + self.replaced
+        return max(0, self.arrived - gone)
 
 
 def halves(vector: Vector, family: str) -> Halves:
