@@ -18,14 +18,15 @@ LAYERS = (
     {"errors", "counters", "bins", "__init__"},
     {"payload", "windows"},
     {"model_settings", "state"},
-    {"evaluators"},
+    {"evaluators", "joins"},
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"},
     {"committer", "config", "models_file", "sink"},
     {"app"},
-    {"exposition", "pages", "dashboard"},
+    {"exposition", "pages", "dashboard", "pushgateway"},
     {"host"},
     {"server"},
+    {"commands"},
     {"cli", "__main__"},
 )
 PURE = set().union(*LAYERS[:5])
