@@ -17,7 +17,7 @@ from .app import MAX_DETAIL, App, problem
 from .app import Response as Answer
 from .config import PROTOCOL
 from .counters import net, value
-from .errors import NotFound, Refused
+from .errors import FeedbackMetricsError, NotFound, Refused, status_of
 from .payload import one_line
 from .scores import model_view
 from .scores.coverage import HALVES
@@ -32,10 +32,6 @@ _OFFERED = {
     "application/openmetrics-text": "prometheus",
     "text/plain": "prometheus",
 }
-POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
 
 
 def add_routes(flask: Flask, app: App) -> None:
@@ -72,18 +68,17 @@ def add_routes(flask: Flask, app: App) -> None:
 
 
 def front(app: App, request: Request) -> Response:
-    """`GET /`: the dashboard, JSON or Prometheus, by `?format=` or `Accept`."""
+    """`GET /`: the page, JSON or Prometheus, by `?format=` or `Accept`; `?model=` names a model."""
     wanted = request.args.get("format")
     if wanted is None:
         wanted = _preferred(request.accept_mimetypes)
     if wanted == "prometheus":
         return _prometheus(app)
+    model = request.args.get("model")
     if wanted == "json":
-        return _json(app, {"models": model_list(app)})
+        return _json(app, one_model(app, model, request) if model else {"models": model_list(app)})
     if wanted == "html":
-        from .dashboard import front_page
-
-        return _html(front_page(app, request.args))
+        return _html(app, request)
     raise Refused("format", f"must be one of {', '.join(FORMATS)}")
 
 
@@ -98,30 +93,33 @@ def _preferred(accept: Accept) -> str:
 
 
 def model_list(app: App) -> list[dict[str, Any]]:
-    """What is served: identity, task, events, rows and time of the youngest event by model."""
+    """What is served, by id; see `summary`."""
+    return [summary(app, model, state) for model, state in known_models(app)]
+
+
+def known_models(app: App) -> list[tuple[str, ModelState]]:
+    """The models that counted events, by id."""
+    return [each for each in sorted(app.read().models.items()) if _is_known(each[1])]
+
+
+def summary(app: App, model: str, state: ModelState) -> dict[str, Any]:
+    """A model's identity, task, events, rows and time of the youngest event."""
     from .events import format_time
 
-    found = []
-    for model, state in sorted(app.read().models.items()):
-        vector = net(state.all_time)
-        if not _is_known(state):
-            continue
-        last = state.gauges.get(("last_event", ()))
-        namespace, deployment, predictor, name = model.split("/")
-        found.append(
-            {
-                "id": model,
-                "namespace": namespace,
-                "deployment": deployment,
-                "predictor": predictor,
-                "model": name,
-                "task": task_of(state, app.models.of(model)),
-                "events": value(vector, "events"),
-                "rows": value(vector, "rows"),
-                "last_event": format_time(int(last.value)) if last else None,
-            }
-        )
-    return found
+    vector = net(state.all_time)
+    last = state.gauges.get(("last_event", ()))
+    namespace, deployment, predictor, name = model.split("/")
+    return {
+        "id": model,
+        "namespace": namespace,
+        "deployment": deployment,
+        "predictor": predictor,
+        "model": name,
+        "task": task_of(state, app.models.of(model)),
+        "events": value(vector, "events"),
+        "rows": value(vector, "rows"),
+        "last_event": format_time(int(last.value)) if last else None,
+    }
 
 
 def one_model(app: App, model: str, request: Request) -> dict[str, Any]:
@@ -129,7 +127,8 @@ def one_model(app: App, model: str, request: Request) -> dict[str, Any]:
     state = known_model(app, model)
     settings = app.models.of(model)
     window = window_called(request.args.get("window", ALL), settings.windows)
-    return model_view(model, state, settings, app.now(), window, segments=bool(settings.segments))
+    segments = bool(settings.segments)
+    return model_view(model, state, settings, app.now(), window, segments=segments, curves=True)
 
 
 def known_model(app: App, model: str) -> ModelState:
@@ -175,9 +174,15 @@ def _prometheus(app: App) -> Response:
     return Response(body, content_type=content_type)
 
 
-def _html(page: str) -> Response:
-    response = Response(page, mimetype="text/html")
-    response.headers["Content-Security-Policy"] = POLICY
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
+def _html(app: App, request: Request) -> Response:
+    from .dashboard import HEADERS, error_page, page
+
+    status = 200
+    try:
+        text = page(app, request)
+    except FeedbackMetricsError as error:
+        status, title = status_of(error)
+        text = error_page(app, title, one_line(str(error), MAX_DETAIL))
+    response = Response(text, status, mimetype="text/html")
+    response.headers.update(HEADERS)
     return response

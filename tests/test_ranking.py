@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from math import fsum
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from metrics.model_settings import ModelSettings
 from metrics.scores import model_view
 from metrics.scores.arrays import _precision_sums, rank_all
 from metrics.scores.ranking import (
+    MAX_CURVE_POINTS,
     Bounded,
     Histogram,
     _precision_sum,
@@ -27,6 +28,7 @@ from metrics.scores.ranking import (
     rank,
     roc_auc,
     roc_curve,
+    thinned,
 )
 from tests.oracle import MODEL, Rows, Stream, calibration_error, classifier
 
@@ -273,6 +275,68 @@ def test_no_curve_of_one_kind_of_rows() -> None:
     """Without positives or without negatives a rate is undefined."""
     assert roc_curve({3: [4, 0]}) == []
     assert roc_curve({3: [0, 4]}) == []
+
+
+@pytest.mark.parametrize("positive", ["0", "1"])
+@pytest.mark.parametrize("rows", [2, 40, 5000])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_view_has_the_curve_in_few_points(shape: str, rows: int, positive: str) -> None:
+    """They are scikit-learn's of the bins, and the exact curve of the rows runs between them."""
+    settings = ModelSettings(task="binary", positive_class=positive)
+    case = _case(np.random.default_rng(rows), shape, rows, 0.3)
+    column = settings.positive
+    pairs = np.column_stack([1 - case.scores, case.scores])
+    stream = _sent(classifier(settings, case.truth, pairs), (rows,))
+    view = model_view(MODEL, stream.state, settings, 0.0, curves=True)
+    curve = view["roc_curve"]
+    false, true = curve["false_positive_rate"], curve["true_positive_rate"]
+    assert 2 <= len(false) == len(true) <= MAX_CURVE_POINTS
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    truth = case.truth == column
+    sign = 1 if column else -1  # one less a score near 0 would be rounded
+    binned = [sign * logit_bin(score) for score in case.scores.tolist()]
+    ours = np.column_stack([false, true])
+    points = np.column_stack(sk.roc_curve(truth, binned, drop_intermediate=False)[:2])
+    distances = np.abs(ours[:, None] - points[None]).max(axis=2).min(axis=1)
+    assert distances.max() < 1e-12
+    x, y, _ = sk.roc_curve(truth, sign * case.scores, drop_intermediate=False)
+    low, high = ours[:-1] - ROUNDING, ours[1:] + ROUNDING
+    exact = np.column_stack([x, y])[:, None]
+    assert ((low <= exact) & (exact <= high)).all(axis=2).any(axis=1).all()
+    steps = np.diff(false)
+    low_area, high_area = (float(steps @ each) for each in (true[:-1], true[1:]))
+    assert low_area - ROUNDING <= sk.auc(x, y) <= high_area + ROUNDING
+
+
+def test_a_long_curve_is_thinned_evenly() -> None:
+    """No two neighbours are farther apart than the step, unless nothing was between them."""
+    histogram: Histogram = {bin: [1, 1] for bin in range(-1000, 1000)}
+    histogram[5] = [1000, 0]
+    whole, thin = roc_curve(histogram), thinned(roc_curve(histogram))
+    assert len(whole) == 2001
+    assert 40 < len(thin) <= MAX_CURVE_POINTS
+    assert set(thin) <= set(whole)
+    for before, after in pairwise(thin):
+        gap = sum(after) - sum(before)
+        assert gap <= 4 / (MAX_CURVE_POINTS - 2) or whole.index(after) == whole.index(before) + 1
+
+
+def test_no_other_view_has_a_curve() -> None:
+    """Not one of an emitted event, of three classes, or of one kind of rows."""
+    rng = np.random.default_rng(1)
+    settings = ModelSettings(task="binary")
+    binary = _sent(
+        classifier(settings, np.arange(40) % 2, rng.dirichlet(np.ones(2), 40)), (40,)
+    ).state
+    assert "roc_curve" not in model_view(MODEL, binary, settings, 0.0)
+    assert "roc_curve" in model_view(MODEL, binary, settings, 0.0, curves=True)
+    one = _sent(classifier(settings, np.ones(9, int), rng.dirichlet(np.ones(2), 9)), (9,)).state
+    assert "roc_curve" not in model_view(MODEL, one, settings, 0.0, curves=True)
+    settings = ModelSettings(task="multiclass")
+    three = _sent(
+        classifier(settings, np.arange(30) % 3, rng.dirichlet(np.ones(3), 30)), (30,)
+    ).state
+    assert "roc_curve" not in model_view(MODEL, three, settings, 0.0, curves=True)
 
 
 # --- calibration, top-k ---------------------------------------------------------------------

@@ -81,7 +81,9 @@ class Stored:
         if window != ALL and window not in kept:
             raise NotFound(f"window: {window!r} is not kept; one of {', '.join((ALL, *kept))}")
         segments = bool(settings.segments)
-        return model_view(model, state, settings, clock.time(), kept.get(window), segments)
+        return model_view(
+            model, state, settings, clock.time(), kept.get(window), segments, curves=True
+        )
 
 
 def _last_event(state: ModelState) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,52 +22,62 @@ _EXACT = len(HARMONIC) - 1
 
 def rank_all(cells: Mapping[Labels, Number]) -> dict[str, Ranked]:
     """Class key -> what its cells of the family `scores` tell; see `ranking.rank`."""
-    keys, places = _places(tuple(cells))
-    counts = np.zeros(2 * _BINS * len(keys), np.int64)
-    counts[places] = np.fromiter(cells.values(), np.int64, len(cells))
-    sides = counts.reshape(2, -1)
-    used = np.flatnonzero(sides[0] | sides[1])
-    n, p = sides[:, used].astype(np.float64)
-    first = np.flatnonzero(np.diff(used // _BINS, prepend=-1))
-
-    def by_class(values: Floats) -> Floats:
-        sums: Floats = np.add.reduceat(values, first)
-        return sums
-
-    def in_class(sums: Floats) -> Floats:
-        return sums.repeat(np.diff(first, append=len(used)))
-
-    negatives, positives = by_class(n), by_class(p)
-    false = n.cumsum() - in_class(negatives.cumsum() - negatives)
-    true = p.cumsum() - in_class(positives.cumsum() - positives)
-    wins = by_class(p * (in_class(negatives) - false))
-    ties = by_class(p * n)
-
-    some = p > 0
-    low, high = np.zeros_like(p), np.zeros_like(p)
-    before, after = (false - n)[some], false[some]
-    high[some] = p[some] * true[some] / (true[some] + before)
-    low[some] = np.minimum(high[some], _precision_sums((true - p)[some], p[some], after))
-    columns = (negatives, positives, wins, ties, by_class(low), by_class(high))
-    return {
-        keys[place // _BINS]: _ranked(*numbers)
-        for place, *numbers in zip(
-            used[first].tolist(), *(column.tolist() for column in columns), strict=True
-        )
-    }
+    layout = _layout_of(cells)
+    sides = np.zeros((2, len(layout.group)))
+    sides.ravel()[layout.places] = np.fromiter(cells.values(), np.float64, len(cells))
+    first, group = layout.first, layout.group
+    sums = np.add.reduceat(sides, first, axis=1)
+    running = sides.cumsum(axis=1)
+    running -= (running[:, first] - sides[:, first])[:, group]
+    (n, p), (false, true) = sides, running
+    high = p * true / np.maximum(true + false - n, 1)
+    low = np.minimum(high, _precision_sums(true - p, p, false))
+    each = np.stack((p * (sums[0, group] - false), p * n, low, high))
+    columns = np.concatenate((sums, np.add.reduceat(each, first, axis=1))).T.tolist()
+    return {key: _ranked(*numbers) for key, numbers in zip(layout.keys, columns, strict=True)}
 
 
-@lru_cache(maxsize=16)
-def _places(labels: tuple[Labels, ...]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
-    """The classes, and where each cell is counted: by side, class and bin.
+class _Layout(NamedTuple):
+    """Where cells are counted: on either side, the bins of a class from the highest score down."""
 
-    A model's cells hardly change once it has seen some rows, so they are told apart once.
-    """
+    labels: tuple[Labels, ...]
+    """Of the cells, in their order."""
+    keys: list[str]
+    """The classes, in the order of their bins."""
+    first: NDArray[np.intp]
+    """Where the bins of each class begin."""
+    group: NDArray[np.intp]
+    """The place among `keys` of each bin's class."""
+    places: NDArray[np.intp]
+    """The place of each cell among the negatives of all bins, and then the positives of all."""
+
+
+_layouts: dict[tuple[int, Labels, Labels], _Layout] = {}
+_MAX_LAYOUTS = 64
+
+
+def _layout_of(cells: Mapping[Labels, Number]) -> _Layout:
+    """How `cells` are laid out; a model's hardly change once it has seen some rows."""
+    labels = tuple(cells)
+    hint = len(labels), labels[0], labels[-1]  # to hash all of them would cost more than the rest
+    layout = _layouts.get(hint)
+    if layout is None or layout.labels != labels:
+        if len(_layouts) >= _MAX_LAYOUTS:
+            _layouts.clear()
+        layout = _layouts[hint] = _lay_out(labels)
+    return layout
+
+
+def _lay_out(labels: tuple[Labels, ...]) -> _Layout:
     classes, bins, sides = zip(*labels, strict=True)
-    keys = tuple(dict.fromkeys(classes))
+    keys = list(dict.fromkeys(classes))
     start = {key: _BINS * index for index, key in enumerate(keys)}
-    side = {"0": 0, "1": _BINS * len(keys)}
-    return keys, _looked_up(start, classes) + _looked_up(_PLACE, bins) + _looked_up(side, sides)
+    wanted = _looked_up(start, classes) + _looked_up(_PLACE, bins)
+    used, place = np.unique(wanted, return_inverse=True)
+    group = used // _BINS
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    places = place + _looked_up({"0": 0, "1": len(used)}, sides)
+    return _Layout(labels, keys, first, group, places)
 
 
 def _looked_up(table: dict[str, int], texts: Iterable[str]) -> NDArray[np.intp]:

@@ -89,13 +89,32 @@ def sample_variance(n: int, total: float, squares: float) -> float | None:
 
 
 def auc_interval(auc: float, positives: int, negatives: int, level: float) -> Interval | None:
-    """Interval of a ROC AUC; None without rows of both kinds. Source: Hanley and McNeil 1982."""
+    """Interval of a ROC AUC; None without rows of both kinds. Source: Hanley and McNeil 1982.
+
+    Their variance of an AUC of 0 or 1 is 0. Then the interval reaches to the farthest AUC that is
+    within z of its own standard errors, as Wilson's does.
+    """
     if not positives or not negatives:
         return None
+    z = normal_quantile(level)
+    spread = z * _auc_error(auc, positives, negatives)
+    if spread:
+        return max(0.0, auc - spread), min(1.0, auc + spread)
+    within, beyond = auc, 1 - auc
+    for _ in range(40):
+        middle = (within + beyond) / 2
+        if abs(auc - middle) <= z * _auc_error(middle, positives, negatives):
+            within = middle
+        else:
+            beyond = middle
+    return min(auc, within), max(auc, within)
+
+
+def _auc_error(auc: float, positives: int, negatives: int) -> float:
+    """The standard error of a ROC AUC."""
     q1 = auc / (2 - auc)
     q2 = 2 * auc * auc / (1 + auc)
     variance = (
         auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
     ) / (positives * negatives)
-    spread = normal_quantile(level) * sqrt(max(0.0, variance))
-    return max(0.0, auc - spread), min(1.0, auc + spread)
+    return sqrt(max(0.0, variance))

@@ -8,7 +8,7 @@ pairs within a bin make the bounds. Source: Bouckaert 2006.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import log1p
 from typing import NamedTuple
 
@@ -16,6 +16,10 @@ from .ratio import mean, weighted_mean
 
 Histogram = dict[int, list[int]]
 """bin -> [negatives, positives]"""
+
+MAX_CURVE_POINTS = 128
+_CURVE_STEP = 4 / (MAX_CURVE_POINTS - 2)
+"""Every second point that is left is farther on than this, of 2 from end to end."""
 
 
 class Bounded(NamedTuple):
@@ -111,6 +115,19 @@ def roc_curve(histogram: Histogram) -> list[tuple[float, float]]:
         false += n
         points.append((false / negatives, true / positives))
     return points
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_CURVE_POINTS of a curve's `points`, its ends among them.
+
+    What holds between neighbours of the whole curve holds between those that are left. Two
+    neighbours are no more than _CURVE_STEP apart (both rates together), or were neighbours before.
+    """
+    kept = list(points[:1])
+    for before, point in pairwise(points[1:]):
+        if sum(point) - sum(kept[-1]) > _CURVE_STEP:
+            kept.append(before)
+    return kept + list(points[1:][-1:])
 
 
 def _precision_sum(true: int, positives: int, false: int) -> float:

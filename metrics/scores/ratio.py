@@ -28,7 +28,7 @@ def weighted_mean(values: Iterable[float | None], weights: Iterable[float]) -> f
     defined = [
         (value, weight) for value, weight in zip(values, weights, strict=True) if value is not None
     ]
-    total = fsum(weight for _, weight in defined)
+    total = fsum([weight for _, weight in defined])
     if not total:
-        return mean(value for value, _ in defined)
-    return fsum(value * weight for value, weight in defined) / total
+        return mean([value for value, _ in defined])
+    return fsum([value * weight for value, weight in defined]) / total

@@ -18,7 +18,7 @@ from ..windows import ALL_TIME, Pane, Window, panes_of
 from . import intervals as interval
 from .classification import Counts, agreement, averages, of_positive
 from .coverage import HALVES, coverage_view
-from .ranking import Bounded, Histogram, Ranked, mean_bounded, rank
+from .ranking import Bounded, Histogram, Ranked, mean_bounded, rank, roc_curve, thinned
 from .ratio import mean, ratio
 from .regression import Output, error_bounds, outputs_of
 
@@ -257,10 +257,10 @@ def _probabilities(scored: Scored, found: dict[str, float | None]) -> None:
         found[name] = ratio(total, n)
         squares = value(vector, f"{family}_squared")
         _keep_interval(scored, name, interval.mean_interval(n, total, squares, level))
-    gaps = (
-        abs(value(vector, "calibration_hits", *bin) - value(vector, "calibration_confidence", *bin))
-        for bin in vector.get("calibration_rows", {})
-    )
+    sums, hits = vector.get("calibration_confidence", {}), vector.get("calibration_hits", {})
+    gaps = [
+        abs(hits.get(bin, 0) - sums.get(bin, 0)) for bin in vector.get("calibration_rows", ())
+    ]
     found["expected_calibration_error"] = ratio(fsum(gaps), n)
     k = str(scored.settings.k)
     top_rows = int(value(vector, "top_k_rows", k))
@@ -353,8 +353,12 @@ def model_view(
     now: float,
     window: Window | None = None,
     segments: bool = False,
+    curves: bool = False,
 ) -> dict[str, Any]:
-    """One model as JSON, for the API and the emitted event; see design.md for its members."""
+    """One model as JSON, for the API and the emitted event; see design.md for its members.
+
+    With `curves` it has the ROC curve of a model of two classes, which emitted events leave out.
+    """
     names = naming(state, settings)
     task = task_of(state, settings)
     scored = score_vector(vector_of(state, window, now), task, settings, names)
@@ -372,6 +376,8 @@ def model_view(
         bounds=scored.bounds,
     )
     view.update(_details(scored))
+    if curves:
+        view.update(_curve(scored))
     if not HALVES.isdisjoint(state.all_time):
         view["join"] = coverage_view(state.all_time)
     if segments:
@@ -471,20 +477,35 @@ def _confusions(scored: Scored) -> dict[str, Any]:
 
 def _calibration(vector: Vector) -> list[dict[str, Any]]:
     """The reliability bins that hold rows: mean confidence against accuracy."""
+    families = ("calibration_rows", "calibration_confidence", "calibration_hits")
+    counts, confidences, hits = [vector.get(family, {}) for family in families]
     bins = []
     for bin in range(CALIBRATION_BINS):
-        rows = int(value(vector, "calibration_rows", str(bin)))
+        labels = (str(bin),)
+        rows = int(counts.get(labels, 0))
         if rows:
             bins.append(
                 {
                     "from": bin / CALIBRATION_BINS,
                     "to": (bin + 1) / CALIBRATION_BINS,
                     "rows": rows,
-                    "confidence": value(vector, "calibration_confidence", str(bin)) / rows,
-                    "accuracy": value(vector, "calibration_hits", str(bin)) / rows,
+                    "confidence": confidences.get(labels, 0) / rows,
+                    "accuracy": hits.get(labels, 0) / rows,
                 }
             )
     return bins
+
+
+def _curve(scored: Scored) -> dict[str, Any]:
+    """The ROC curve where one histogram tells it; see `ranking.roc_curve`."""
+    if scored.task not in ("binary", "multiclass") or len(scored.histograms) != 1:
+        return {}
+    (histogram,) = scored.histograms.values()
+    points = thinned(roc_curve(histogram))
+    if not points:
+        return {}
+    false, true = zip(*points, strict=True)
+    return {"roc_curve": {"false_positive_rate": false, "true_positive_rate": true}}
 
 
 def _output(output: Output) -> dict[str, Any]:
