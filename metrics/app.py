@@ -151,12 +151,16 @@ class App:
             self._accepted += settings.prediction_types
         self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
         self.sink = self._open_sink()
+        self.before_closing: list[Callable[[], None]] = []
+        """Called in `close` when all is committed and the store can still be read."""
         self._processed = 0
         self._logged = 0.0
 
     def close(self) -> None:
         """Commit what is queued, send the last summaries, and release the store."""
         self.committer.close()
+        for each in self.before_closing:
+            each()
         if self.sink is not None:
             self.sink.close()
         self.store.close()
@@ -379,11 +383,8 @@ class App:
 
     def _model(self, event: Event) -> str:
         """The id of the event's model. Raises Refused for an unusable one, or one too many."""
-        extensions = event.extensions
-        parts = [
-            extensions.get(name) or default
-            for name, default in zip(IDENTITY, self._defaults, strict=True)
-        ]
+        given = map(event.extensions.get, IDENTITY)
+        parts = [text or default for text, default in zip(given, self._defaults, strict=True)]
         model = "/".join(parts)
         if len(model) > payload.MAX_LABEL or model.count("/") != 3:
             for name, text in zip(IDENTITY, parts, strict=True):
@@ -560,7 +561,7 @@ def _labels_in(vector: Increment) -> dict[str, set[str]]:
     for family in ("true_positives", "false_negatives", "false_positives"):
         cells = vector.get(family)
         if cells:
-            found.setdefault("class", set()).update(labels[0] for labels in cells)
+            found.setdefault("class", set()).update([labels[0] for labels in cells])
     if "rewards" in vector:
         found["route"] = {labels[0] for labels in vector["rewards"] if labels}
     for family in ("user_counters", "user_timers_sum"):

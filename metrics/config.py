@@ -74,6 +74,9 @@ class Settings:
     sink: str
     sink_interval: float
     ce_overrides: dict[str, str]
+    pushgateway: str
+    pushgateway_interval: float
+    pushgateway_job: str
     event_type: str
     event_source: str
     accept_types: tuple[str, ...]
@@ -152,6 +155,13 @@ def _seconds(text: str) -> float:
         return float(duration(text))
     if not 0 <= seconds < 1e9:
         raise ValueError("must be 0 or more seconds")
+    return seconds
+
+
+def _some_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise ValueError("must be more than 0 seconds")
     return seconds
 
 
@@ -445,6 +455,30 @@ SETTINGS: tuple[Setting, ...] = (
         "{}",
         _extensions,
         'attributes set on events to the sink: {"extensions": {"name": "value"}}',
+    ),
+    Setting(
+        "pushgateway",
+        "FEEDBACK_PUSHGATEWAY_URL",
+        "pushgateway_url",
+        "",
+        _url,
+        "Pushgateway that gets the totals after commits and at the end",
+    ),
+    Setting(
+        "pushgateway_interval",
+        "FEEDBACK_PUSHGATEWAY_INTERVAL",
+        "pushgateway_interval",
+        "10s",
+        _some_seconds,
+        "seconds between two pushes",
+    ),
+    Setting(
+        "pushgateway_job",
+        "FEEDBACK_PUSHGATEWAY_JOB",
+        "pushgateway_job",
+        "feedback-metrics",
+        _part,
+        "job under which totals are pushed; one for each function that shares a gateway",
     ),
     Setting(
         "event_type",

@@ -402,7 +402,6 @@ def _add_ancestors(
 
 def _add_server(families: _Families, app: App) -> None:
     stats = app.stats
-    stats.waiting(app.committer.waiting)
     families.histogram(
         "feedback_commit_seconds",
         "Duration of a commit to the store.",
@@ -430,6 +429,15 @@ def _add_server(families: _Families, app: App) -> None:
             families.counter(
                 "feedback_sink_events",
                 "Metrics events for the sink, by what became of them.",
+                {"outcome": outcome},
+                number,
+                stats.started,
+            )
+    if app.settings.pushgateway:
+        for outcome, number in stats.pushes().items():
+            families.counter(
+                "feedback_pushes",
+                "Pushes to the Pushgateway, by what became of them.",
                 {"outcome": outcome},
                 number,
                 stats.started,

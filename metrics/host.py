@@ -37,7 +37,15 @@ def build(settings: Settings, stats: ServerStats | None = None) -> App:
     Raises ConfigurationError or StoreUnusable where no retry can help.
     """
     store = open_store(settings.store, settings.dedup_ttl, settings.redis_durability)
-    return App(settings, store, stats)
+    app = App(settings, store, stats)
+    if settings.pushgateway:
+        from .pushgateway import Pusher
+
+        pusher = Pusher(
+            app, settings.pushgateway, settings.pushgateway_job, settings.pushgateway_interval
+        )
+        app.before_closing.append(pusher.close)
+    return app
 
 
 def build_from_environment(environ: Mapping[str, str] = os.environ) -> App:

@@ -26,6 +26,7 @@ ERROR_KINDS = (
     *("bug", "other"),
 )
 SINK_OUTCOMES = ("sent", "failed", "superseded", "dropped")
+PUSH_OUTCOMES = ("pushed", "failed")
 
 _COMMIT = 1
 _COMMIT_SUM = _COMMIT + len(COMMIT_BUCKETS) + 1
@@ -33,7 +34,8 @@ _BATCH = _COMMIT_SUM + 1
 _BATCH_SUM = _BATCH + len(BATCH_BUCKETS) + 1
 _ERRORS = _BATCH_SUM + 1
 _SUNK = _ERRORS + len(ERROR_KINDS)
-_WAITING = _SUNK + len(SINK_OUTCOMES)
+_PUSHED = _SUNK + len(SINK_OUTCOMES)
+_WAITING = _PUSHED + len(PUSH_OUTCOMES)
 _WIDTH = _WAITING + 1
 
 
@@ -55,12 +57,13 @@ class ServerStats:
 
     def claim(self) -> None:
         """Take a row that no living process writes; to be called once in each worker."""
-        with self._locked():
+        with self.alone():
             for row in range(self._workers):
                 owner = int(self._cells[row * _WIDTH])
                 if not owner or not _alive(owner):
                     self._cells[row * _WIDTH] = float(os.getpid())
                     self._row = row * _WIDTH
+                    self.waiting(0)
                     return
         raise RuntimeError("more worker processes than rows")
 
@@ -80,6 +83,10 @@ class ServerStats:
     def sunk(self, outcome: str) -> None:
         """Count a summary for the sink by what became of it."""
         self._cells[self._row + _SUNK + SINK_OUTCOMES.index(outcome)] += 1
+
+    def pushed(self, outcome: str) -> None:
+        """Count a push to the Pushgateway by what became of it."""
+        self._cells[self._row + _PUSHED + PUSH_OUTCOMES.index(outcome)] += 1
 
     def waiting(self, entries: int) -> None:
         """Note how many entries wait for a commit in this process."""
@@ -101,6 +108,14 @@ class ServerStats:
         """Summaries for the sink by what became of them."""
         return {outcome: self._sum(_SUNK + at) for at, outcome in enumerate(SINK_OUTCOMES)}
 
+    def pushes(self) -> dict[str, float]:
+        """Pushes to the Pushgateway by what became of them."""
+        return {outcome: self._sum(_PUSHED + at) for at, outcome in enumerate(PUSH_OUTCOMES)}
+
+    def commits(self) -> float:
+        """Transactions that succeeded."""
+        return self.batch_events()[0][-1][1]
+
     def queue(self) -> float:
         """Entries that wait for a commit."""
         return self._sum(_WAITING)
@@ -119,7 +134,8 @@ class ServerStats:
         return buckets, self._sum(total)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
+        """Have no two workers inside at once."""
         if self._file is None:
             yield
             return

@@ -103,7 +103,16 @@ EVERY_MANIFEST = [
     for directory in BUILDS
     for each in build(directory)
 ]
-FREE = {"annotations", "attributes", "labels", "limits", "matchLabels", "requests", "stringData"}
+FREE = {
+    "annotations",
+    "attributes",
+    "data",
+    "labels",
+    "limits",
+    "matchLabels",
+    "requests",
+    "stringData",
+}
 """Mappings whose names are the user's; so are those of a plain Service's selector."""
 
 
@@ -116,7 +125,7 @@ def test_schema(manifest: Manifest) -> None:
 def test_schemas_are_strict() -> None:
     """A field too many, in any mapping of any manifest, is refused: silence would mean nothing."""
     passed = []
-    for directory in ("base", "overlays/redis", "overlays/sinkbinding", "seldon"):
+    for directory in ("base", "overlays/redis", "overlays/sinkbinding", "monitoring", "seldon"):
         for manifest in build(directory):
             for path in list(_mappings(manifest)):
                 spoilt = copy.deepcopy(manifest)
@@ -212,7 +221,7 @@ def test_pods_need_no_rights(directory: str) -> None:
 
 # --- Knative's own rules ----------------------------------------------------------------------
 
-ON_KNATIVE = [each for each in BUILDS if "serving.knative.dev" in _build(each)]
+ON_KNATIVE = [each for each in BUILDS if "apiVersion: serving.knative.dev/" in _build(each)]
 
 
 @pytest.mark.parametrize("directory", ON_KNATIVE)
@@ -245,6 +254,16 @@ def test_probes_are_left_to_queue_proxy(directory: str) -> None:
     (container,) = function(directory)["spec"]["template"]["spec"]["containers"]
     for probe, path in PROBES.items():
         assert container[probe] == {"httpGet": {"path": path}}
+
+
+def test_scrapes_reach_the_pod() -> None:
+    """The PodMonitor selects what Knative labels the function's pods, at a path that is served."""
+    monitor = one("overlays/monitoring", "PodMonitor")["spec"]
+    name = function("overlays/monitoring")["metadata"]["name"]
+    assert monitor["selector"] == {"matchLabels": {"serving.knative.dev/service": name}}
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == "user-port"
+    assert endpoint["path"] in SCRAPED
 
 
 def test_event_type_says_what_is_emitted() -> None:

@@ -1,0 +1,356 @@
+"""Rules, alerts and dashboards, against promtool and a real Prometheus that scrapes our server.
+
+The rules are read from the PrometheusRule and the queries from the dashboards, as they are applied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .servers import lint_metrics
+from .servers_http import ROOT, OwnServer, free_port, until
+
+MONITORING = ROOT / "knative" / "monitoring"
+RULES = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
+ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
+CASES = Path(__file__).parent / "alert_rules.yaml"
+DASHBOARDS = sorted(MONITORING.glob("*.json"))
+IRIS = "seldon/iris/default/classifier"
+SUBSTITUTES = {
+    "namespace": "seldon|other",
+    "deployment": ".+",
+    "model": "classifier",
+    "window": "5m",
+    "score": "accuracy",
+    "__range": "10m",
+    "__rate_interval": "1m",
+}
+
+
+def tool(name: str) -> str:
+    """The path of a program of Debian's package prometheus."""
+    path = shutil.which(name)
+    if path is None:
+        assert not os.environ.get("CI"), f"CI needs {name} (Debian's package prometheus)"
+        pytest.skip(f"{name} is not installed (Debian's package prometheus)")
+    return path
+
+
+def promtool(directory: Path, *arguments: str) -> str:
+    """What promtool says, with our rules in `directory` as rules.json; fails where it does."""
+    (directory / "rules.json").write_text(json.dumps(RULES))
+    done = subprocess.run(
+        [tool("promtool"), *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- rules ------------------------------------------------------------------------------------
+
+
+def test_rules_are_valid(tmp_path: Path) -> None:
+    """`promtool check rules` takes all of them."""
+    number = sum(len(group["rules"]) for group in RULES["groups"])
+    assert f"{number} rules found" in promtool(tmp_path, "check", "rules", "rules.json")
+
+
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    """`promtool test rules`: replicas, sleep, few rows, recovery."""
+    shutil.copy(CASES, tmp_path)
+    promtool(tmp_path, "test", "rules", CASES.name)
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_every_alert_is_tried_and_explained(alert: dict[str, Any]) -> None:
+    """There is a case in which it fires and one in which it does not, and a runbook paragraph."""
+    name = alert["alert"]
+    cases = [
+        bool(case.get("exp_alerts"))
+        for test in yaml.safe_load(CASES.read_text())["tests"]
+        for case in test.get("alert_rule_test", ())
+        if case["alertname"] == name
+    ]
+    assert set(cases) == {True, False}
+    assert alert["annotations"]["summary"]
+    assert alert["annotations"]["runbook"].endswith(f"docs/runbook.md, {name}.")
+    assert f"\n## {name}\n" in (ROOT / "docs" / "runbook.md").read_text()
+    assert alert["labels"]["severity"] in ("warning", "critical")
+
+
+# --- dashboards -------------------------------------------------------------------------------
+
+
+def queries(path: Path) -> dict[str, str]:
+    """Every query of a dashboard, by panel and letter."""
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel.get("targets", ())
+    }
+
+
+def substituted(query: str) -> str:
+    """A query as Grafana sends it; subqueries go by seconds, as this Prometheus scrapes."""
+    for name, text in SUBSTITUTES.items():
+        query = re.sub(rf"\${name}\b", text, query)
+    assert "$" not in query, query
+    return query.replace(":1m]", ":1s]")
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_dashboards_can_be_imported(path: Path) -> None:
+    """No id of an installation, data sources by variable, panels that do not overlap."""
+    dashboard = json.loads(path.read_text())
+    assert "id" not in dashboard
+    assert dashboard["uid"] == path.stem
+    variables = {each["name"]: each for each in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert not variables.keys() - SUBSTITUTES.keys() - {"datasource"}
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert cells.isdisjoint(taken), panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+        for each in (panel, *panel.get("targets", ())):
+            if each.get("type") != "row":
+                assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_model_and_window_are_variables() -> None:
+    """The large dashboard is about the models chosen above it."""
+    (path,) = (path for path in DASHBOARDS if path.stem == "feedback-metrics")
+    names = {each["name"] for each in json.loads(path.read_text())["templating"]["list"]}
+    assert names >= {"datasource", "deployment", "model", "window"}
+    for query in queries(path).values():
+        if "feedback_score" in query or "_total{" in query:
+            assert 'model_name=~"$model"' in query
+
+
+def test_the_ancestors_queries_are_unchanged() -> None:
+    """The small dashboard asks what docs/migrating-from-seldon.md names as asked before."""
+    text = (ROOT / "docs" / "migrating-from-seldon.md").read_text()
+    (path,) = (path for path in DASHBOARDS if path.stem == "seldon-metrics")
+    asked = queries(path)
+    before = {
+        title.strip(): re.search(r"`([^`]+)`", cell)
+        for title, cell in re.findall(r"(?m)^\| ([^|]+) \| ([^|]*seldon_metric_[^|]*) \|", text)
+    }
+    named = {title: found[1] for title, found in before.items() if found and "/" in found[1]}
+    assert len(named) >= 2
+    for title, query in named.items():
+        if f"{title} A" in asked:
+            assert asked[f"{title} A"] == query
+    assert {f"{title} A" for title in named} <= asked.keys()
+    assert not any("feedback_" in query for query in asked.values())
+
+
+# --- a real Prometheus ------------------------------------------------------------------------
+
+
+class Prometheus:
+    """Debian's prometheus, which scrapes our servers every 0.2 s as pods of changing names."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._program = tool("prometheus")
+        self.address = f"127.0.0.1:{free_port()}"
+        self.scrape()
+        (directory / "rules.json").write_text(json.dumps(RULES))
+        (directory / "prometheus.yml").write_text(
+            json.dumps(
+                {
+                    "global": {"scrape_interval": "200ms", "evaluation_interval": "500ms"},
+                    "rule_files": ["rules.json"],
+                    "scrape_configs": [
+                        {
+                            "job_name": "feedback",
+                            "scrape_timeout": "200ms",
+                            "file_sd_configs": [
+                                {"files": ["targets.json"], "refresh_interval": "300ms"}
+                            ],
+                        }
+                    ],
+                }
+            )
+        )
+        with open(directory / "prometheus.log", "wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._program,
+                    f"--config.file={directory}/prometheus.yml",
+                    f"--storage.tsdb.path={directory}/data",
+                    f"--web.listen-address={self.address}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        until(self._ready, 30)
+
+    def _ready(self) -> bool:
+        assert self._process.poll() is None, (self._directory / "prometheus.log").read_text()
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=30):
+                return True
+        except OSError:
+            return False
+
+    def scrape(self, **pods: int) -> None:
+        """Have it scrape these pods, by their ports, from now on."""
+        targets = [
+            {"targets": [f"127.0.0.1:{port}"], "labels": {"pod": pod}} for pod, port in pods.items()
+        ]
+        new = self._directory / "targets.new"
+        new.write_text(json.dumps(targets))
+        new.rename(self._directory / "targets.json")
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """The series of an instant query."""
+        url = f"http://{self.address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return found
+
+    def number(self, query: str) -> float:
+        """The value of the only series; NaN where there is none."""
+        found = self.ask(query)
+        assert len(found) <= 1, found
+        return float(found[0]["value"][1]) if found else float("nan")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait(30)
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
+    """A running Prometheus."""
+    prometheus = Prometheus(tmp_path)
+    yield prometheus
+    prometheus.close()
+
+
+EVERY_QUERY = {
+    f"{path.stem}: {name}": substituted(query)
+    for path in DASHBOARDS
+    for name, query in queries(path).items()
+}
+TOTAL = 'max without (pod, instance) (feedback_events_total{outcome="accepted"})'
+COUNTERS = '{__name__=~"(feedback|seldon_metric)_.+_total",deployment_name!=""}[10m]'
+
+
+class Feedback:
+    """Sends rows and knows how many it sent."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def send(self, server: OwnServer, events: int) -> None:
+        """Post events of two rows each, two thirds of which are right, and each fifth one twice."""
+        for _ in range(events):
+            id = self.sent
+            truth = [id % 3, (id + 1) % 3]
+            for _ in range(2 if id % 5 == 0 else 1):
+                answer = server.feedback(str(id), IRIS, [id % 3, (id + id % 3) % 3], truth)
+                assert answer.status == 200, answer
+            self.sent += 1
+
+
+def empty(prometheus: Prometheus, sleeping: bool = False) -> list[str]:
+    """The panels that have nothing to show; of a sleeping function, those that look back."""
+    names = [name for name, query in EVERY_QUERY.items() if not sleeping or "[10m" in query]
+    return [
+        name
+        for name in names
+        if not any(each["value"][1] != "NaN" for each in prometheus.ask(EVERY_QUERY[name]))
+    ]
+
+
+def fed(prometheus: Prometheus, server: OwnServer, feedback: Feedback) -> bool:
+    """Send some more; whether all panels show something."""
+    feedback.send(server, 5)
+    time.sleep(0.3)
+    return not empty(prometheus)
+
+
+def support(prometheus: Prometheus) -> dict[str, float]:
+    """Support by class, as a panel shows it."""
+    found = prometheus.ask(EVERY_QUERY["feedback-metrics: By class support"])
+    return {each["metric"]["class"]: float(each["value"][1]) for each in found}
+
+
+@pytest.mark.timeout(240)
+def test_panels_and_counters_over_restart_sleep_and_replicas(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    """Every panel shows data throughout, and no counter ever falls or is counted twice."""
+    feedback = Feedback()
+    with OwnServer(tmp_path) as first:
+        prometheus.scrape(one=first.port)
+        feedback.send(first, 10)
+        until(lambda: fed(prometheus, first, feedback), 60)
+        assert [each for each in lint_metrics(first.exposition()) if "seldon_" not in each] == []
+        until(lambda: prometheus.number(TOTAL) == feedback.sent, 30)
+
+        first.restart()  # SIGKILL, and the same pod's container again
+        until(lambda: fed(prometheus, first, feedback), 60)
+
+        last = f"last_over_time(({TOTAL})[10m:1s])"
+        until(lambda: prometheus.number(last) == feedback.sent, 30)
+        assert first.terminate() == 0  # scaled to zero: the target is gone
+        prometheus.scrape()
+        until(lambda: not prometheus.ask(TOTAL), 60)
+        assert empty(prometheus, sleeping=True) == []
+        assert prometheus.number(last) == feedback.sent
+
+        first.start()
+        store = first.variables["FEEDBACK_STORE"]
+        with OwnServer(tmp_path, FEEDBACK_STORE=store) as second:  # two, of other names
+            prometheus.scrape(two=first.port, three=second.port)
+            until(lambda: prometheus.number("count(feedback_store_ready)") == 2, 60)
+            until(lambda: fed(prometheus, first, feedback), 60)
+            until(lambda: fed(prometheus, second, feedback), 60)
+            until(lambda: prometheus.number(TOTAL) == feedback.sent, 30)
+
+            view = second.get(f"/v1/models/{IRIS}").json
+            supports = {each["class"]: each["support"] for each in view["classes"]}
+            until(lambda: support(prometheus) == supports, 30)
+            (shown,) = (
+                float(each["value"][1])
+                for each in prometheus.ask(EVERY_QUERY["feedback-metrics: Headline scores A"])
+                if each["metric"]["score"] == "accuracy"
+            )
+            assert shown == pytest.approx(view["scores"]["accuracy"])
+
+        kept = prometheus.ask(COUNTERS)
+        assert {each["metric"]["pod"] for each in kept} == {"one", "two", "three"}
+        for each in kept:
+            numbers = [float(number) for _, number in each["values"]]
+            assert numbers == sorted(numbers), each["metric"]
+        recorded = 'feedback:events:max{outcome="accepted"}'
+        until(lambda: prometheus.number(recorded) == feedback.sent, 30)
+        assert prometheus.number(f"sum(resets({recorded}[10m]))") == 0
+        assert prometheus.number(f"increase({recorded}[10m])") <= 1.1 * feedback.sent
