@@ -30,7 +30,10 @@ def logit_bin(score: float) -> int:
         return -MAX_LOGIT_BIN
     if score >= 1:
         return MAX_LOGIT_BIN
-    return max(-MAX_LOGIT_BIN, min(MAX_LOGIT_BIN, round(log(score / (1 - score)) * LOGITS_A_UNIT)))
+    bin = round(log(score / (1 - score)) * LOGITS_A_UNIT)
+    if -MAX_LOGIT_BIN <= bin <= MAX_LOGIT_BIN:
+        return bin
+    return MAX_LOGIT_BIN if bin > 0 else -MAX_LOGIT_BIN
 
 
 def score_of(bin: int) -> float:

@@ -27,9 +27,9 @@ STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 JSON = "application/json"
 
-_CORE = frozenset(
-    ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
-)
+_REQUIRED = ("id", "source", "type", "specversion")
+_UNUSED = ("subject", "datacontenttype", "dataschema")
+_CORE = (*_REQUIRED, "time", *_UNUSED)
 _NAME = re.compile(r"[a-z0-9]{1,64}")
 _MAX_ATTRIBUTE = 2048
 """Characters of an attribute; the specification promises 64 KiB for a whole event, no more."""
@@ -72,7 +72,7 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
 
     `headers` have lower-case names. Raises Refused, which names the attribute at fault.
     """
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = _media_type(headers.get("content-type", ""))
     if content_type == STRUCTURED:
         return [_structured(load_json(body, "data"), "")], False
     if content_type == BATCH:
@@ -82,16 +82,41 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
         return [_structured(event, f"[{index}].") for index, event in enumerate(batch)], True
     if content_type.startswith("application/cloudevents"):
         raise Refused("content-type", f"{one_line(content_type, 60)!r}: only JSON is read")
-    attributes = {name[3:]: value for name, value in headers.items() if name[:3] == "ce-"}
+    attributes: dict[str, str] = {}
+    for header, value in headers.items():
+        name = _ATTRIBUTES.get(header)
+        if name is not None:
+            attributes[name] = value
+        elif header[:3] == "ce-":
+            attributes[_attribute(header)] = value
+    if not attributes:
+        return [Event("", "", "", None, body=body)], False
     text = "".join(attributes.values())
     if "%" in text or not text.isascii():
         for name, value in attributes.items():
             attributes[name] = _header_text(value, f"ce-{name}")
-    if not attributes:
-        return [Event("", "", "", None, body=body)], False
     event = _event(attributes, "ce-")
     event.body = body
     return [event], False
+
+
+@lru_cache(maxsize=64)
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+_ATTRIBUTES = {f"ce-{name}": name for name in _CORE}
+"""Headers and their attributes, as far as met: names that are one object are found at once."""
+_MAX_ATTRIBUTES = 1024
+
+
+def _attribute(header: str) -> str:
+    """The attribute that a header holds. Raises Refused."""
+    name = header[3:]
+    _check_name(name, "ce-")
+    if len(_ATTRIBUTES) < _MAX_ATTRIBUTES:
+        _ATTRIBUTES[header] = name
+    return name
 
 
 def _structured(value: Any, where: str) -> Event:
@@ -107,6 +132,7 @@ def _structured(value: Any, where: str) -> Event:
             text = str(text)
         elif type(text) is not str:
             raise Refused(f"{where}{one_line(name, 64)}", "must be a string, integer or boolean")
+        _check_name(name, where)
         attributes[name] = text
     event = _event(attributes, where)
     if "data_base64" in value:
@@ -122,35 +148,36 @@ def _structured(value: Any, where: str) -> Event:
 
 
 def _event(attributes: dict[str, str], where: str) -> Event:
-    """The event with these attributes, checked."""
-    extensions = {name: text for name, text in attributes.items() if name not in _CORE}
-    for name in extensions:
-        if not _is_name(name):
-            raise Refused(f"{where}{one_line(name, 64)}", "is no CloudEvents attribute name")
+    """The event with these attributes, checked; takes those of its core out of `attributes`."""
     everything = "".join(attributes.values())
     if len(everything) > _MAX_ATTRIBUTE or not everything.isprintable():
         for name, text in attributes.items():
             if len(text) > _MAX_ATTRIBUTE:
                 raise Refused(f"{where}{name}", f"{len(text)} characters; at most {_MAX_ATTRIBUTE}")
             _check_text(text, f"{where}{name}")
-    for name in ("id", "source", "type", "specversion"):
-        if not attributes.get(name):
-            raise Refused(f"{where}{name}", "missing: it is required of a CloudEvent")
-    if attributes["specversion"] not in ("1.0", "0.3"):
+    take = attributes.pop
+    required = id, source, type, version = [take(name, "") for name in _REQUIRED]
+    if not all(required):
+        name = _REQUIRED[required.index("")]
+        raise Refused(f"{where}{name}", "missing: it is required of a CloudEvent")
+    if version not in ("1.0", "0.3"):
         raise Refused(f"{where}specversion", "must be 1.0")
-    time = attributes.get("time")
+    time = take("time", None)
+    for name in _UNUSED:
+        take(name, None)
     return Event(
-        attributes["id"],
-        attributes["source"],
-        attributes["type"],
+        id,
+        source,
+        type,
         None if time is None else parse_time(time, f"{where}time"),
-        extensions,
+        attributes,
     )
 
 
-@lru_cache(maxsize=1024)
-def _is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
+def _check_name(name: str, where: str) -> None:
+    """Raises Refused for what is no name of an attribute."""
+    if not _NAME.fullmatch(name):
+        raise Refused(f"{where}{one_line(name, 64)}", "is no CloudEvents attribute name")
 
 
 def _check_text(text: str, where: str) -> None:

@@ -78,7 +78,7 @@ def place(time: float, arrival: float, windows: Sequence[Window]) -> Placement:
     event is left out; `late` says that every window was.
     """
     time = min(time, arrival)
-    reached = tuple(each for each in windows if time > arrival - each.seconds)
+    reached = tuple([each for each in windows if time > arrival - each.seconds])
     return Placement(_panes_at(int(time), reached), not reached and bool(windows))
 
 

@@ -24,7 +24,7 @@ from metrics.bins import (
 )
 from metrics.counters import LARGEST, OTHER, merge, unpack
 from metrics.errors import ConfigurationError, Refused
-from metrics.evaluators import Known, evaluate, infer
+from metrics.evaluators import Known, evaluate, infer, multiclass, one_row
 from metrics.evaluators.classification import CLIP, MAX_SCORED_CLASSES, VECTOR_ROWS
 from metrics.evaluators.evaluation import Evaluation
 from metrics.evaluators.multiclass import column_keys
@@ -993,6 +993,41 @@ def test_rows_of_probabilities_count_by_definition(rows: int, width: int) -> Non
     for family in ("log_loss", "log_loss_squared", "brier", "brier_squared"):
         expected[family][()] = float(expected[family][()])
     same(counters, expected)
+
+
+def test_the_straight_path_adds_what_the_general_one_adds() -> None:
+    chance = random.Random("one row")
+    names = [None] * 4 + [("a", "b", "c"), ("2", "0", "1")]
+    taken = named = 0
+    for _ in range(4000):
+        width = chance.choice([1, 2, 3, 3, 3, 4, MAX_SCORED_CLASSES, MAX_SCORED_CLASSES + 1])
+        row: list[Any] = [chance.choice([0, 1e-17, *[chance.random()] * 6]) for _ in range(width)]
+        total = sum(row) or 1
+        row = [number / total for number in row] + chance.choice([[], [], [-1e-9], [0]])
+        truth = chance.choice([*[chance.randrange(width)] * 6, width, 1.0, "1", "a", True, -1])
+        sent, fixed, configured = (chance.choice(names) for _ in range(3))
+        said = parse(
+            {
+                "truth": {
+                    "data": {"ndarray": chance.choice([[truth], [truth], [[truth]], [truth, 0]])}
+                },
+                "response": {"data": {"ndarray": [row], "names": list(sent or ())}},
+            }
+        )
+        options = ModelSettings(
+            classes=configured or (), k=chance.choice([0, 2]), max_classes=chance.choice([2, 1000])
+        )
+        known = Known(
+            {"task": "multiclass"} | ({"names": list(fixed)} if fixed else {}),
+            {"class": {"0", "1"}} if chance.random() < 0.5 else {},
+        )
+        straight = one_row.evaluate(said, options, known)
+        if straight is not None:
+            taken += 1
+            named += bool(fixed or configured)
+            assert straight == multiclass.evaluate_rows(said, options, known)
+    assert taken > 200
+    assert named > 20
 
 
 def test_no_probability_is_written_as_numpy_types() -> None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
+from . import one_row
 from .classes import REMEMBERED, TOLERANCE, Classes, agree, cap
 from .classification import VECTOR_ROWS, count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
@@ -16,6 +17,11 @@ from .evaluation import Evaluation, Known
 
 def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evaluation:
     """The increment of one event's rows. Raises Refused where a side cannot be read as classes."""
+    return one_row.evaluate(feedback, settings, known) or evaluate_rows(feedback, settings, known)
+
+
+def evaluate_rows(feedback: Feedback, settings: ModelSettings, known: Known) -> Evaluation:
+    """`evaluate` for rows in any form and number."""
     assert feedback.prediction is not None
     truth, prediction = agree(feedback.truth, feedback.prediction, settings.flat_rows)
     classes = Classes(feedback, settings, known)

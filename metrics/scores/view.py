@@ -258,9 +258,7 @@ def _probabilities(scored: Scored, found: dict[str, float | None]) -> None:
         squares = value(vector, f"{family}_squared")
         _keep_interval(scored, name, interval.mean_interval(n, total, squares, level))
     sums, hits = vector.get("calibration_confidence", {}), vector.get("calibration_hits", {})
-    gaps = [
-        abs(hits.get(bin, 0) - sums.get(bin, 0)) for bin in vector.get("calibration_rows", ())
-    ]
+    gaps = [abs(hits.get(bin, 0) - sums.get(bin, 0)) for bin in vector.get("calibration_rows", ())]
     found["expected_calibration_error"] = ratio(fsum(gaps), n)
     k = str(scored.settings.k)
     top_rows = int(value(vector, "top_k_rows", k))
