@@ -49,6 +49,9 @@ class Tally(Protocol):
     def failed(self, kind: str) -> None:
         """A transaction did not."""
 
+    def waiting(self, entries: int) -> None:
+        """So many entries are in the queue now."""
+
 
 class Committer:
     """Hands the entries of many requests to a store, many to a transaction."""
@@ -86,11 +89,6 @@ class Committer:
         """Whether the last transaction, or the last probe, succeeded. Never waits."""
         return self._healthy
 
-    @property
-    def waiting(self) -> int:
-        """Entries in the queue."""
-        return self._waiting
-
     def submit(self, work: Work) -> None:
         """Queue `work`; its `done` is told when the entries are durable.
 
@@ -106,7 +104,7 @@ class Committer:
             if self._interval:
                 verdicts = self._take(work)
             self._queue.append(work)
-            self._waiting += len(work.entries)
+            self._count(len(work.entries))
             if not self._interval or self._waiting * 2 > self._max_queue:
                 self._wake.notify()
         if verdicts is not None:
@@ -155,8 +153,13 @@ class Committer:
                 work = self._queue.popleft()
                 size += len(work.entries)
                 batch.append(work)
-            self._waiting -= size
+            self._count(-size)
             return batch
+
+    def _count(self, more: int) -> None:
+        """Note that so many more entries are in the queue."""
+        self._waiting += more
+        self._tally.waiting(self._waiting)
 
     def _commit(self, batch: list[Work]) -> None:
         """Commit `batch` in one transaction and tell its waiters."""
@@ -263,7 +266,7 @@ class Committer:
             clock.sleep(PROBE_SECONDS)
         with self._wake:  # already acknowledged: keep it, in order, for the next flush
             self._queue.extendleft(reversed(batch))
-            self._waiting += entries
+            self._count(entries)
 
     def _probe(self) -> None:
         try:

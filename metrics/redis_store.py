@@ -61,8 +61,8 @@ from .counters import Increment, Number, Vector, decode_key, encode_key, merge, 
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
-from .store import apply_rest, check_constants, split, with_created
-from .windows import ALL_TIME, PANES, Pane, expired
+from .store import MODELS_IN_TURN, apply_rest, check_constants, split, with_created
+from .windows import ALL_TIME, PANES, Pane
 
 logger = logging.getLogger("metrics.store")
 
@@ -75,8 +75,6 @@ LOAD_PANES = 64
 """Panes in one answer, about: a script stops the server while it runs."""
 LOAD_MODELS = 50
 """Models asked for in one round trip."""
-SWEEP_MODELS = 20
-"""Models whose digests one `housekeep` looks at; the next call takes the next."""
 SWEEP_DIGESTS = 5000
 """Digests of a model that it forgets at most."""
 
@@ -146,7 +144,6 @@ class RedisStore:
         self._listed: set[str] = set()
         self._birth: bytes = b""
         self._change = 0
-        self._swept = 0
         self._seen = 0
         self._next_look = 0.0
         self._next_count = 0.0
@@ -242,25 +239,20 @@ class RedisStore:
             return sum(int(reply or 0) for reply in replies)
 
     def housekeep(self, now: float) -> None:
-        """Forget expired panes, and digests past their time of the next few models."""
+        """Forget expired panes, and digests past their time, of the next few models."""
         with self._lock, self._serving():
             with self._mirror_lock:
-                models = self._mirror.read().models
-            names = {model: _expired(state.panes, now) for model, state in models.items()}
-            turn = list(models)[self._swept : self._swept + SWEEP_MODELS]
-            self._swept = self._swept + SWEEP_MODELS if turn else 0
-            calls = [
-                self._sweep(model, names[model], now)
-                for model in models
-                if names[model] or model in turn
-            ]
-            if calls:
-                self._link.exchange(calls)
-            if any(names.values()):
-                with self._mirror_lock:
-                    self._mirror.expire(now)
+                turn = self._mirror.in_turn(MODELS_IN_TURN)
+                panes = [self._mirror.expired(model, now) for model in turn]
+            if turn:
+                self._link.exchange(
+                    [self._sweep(*each, now) for each in zip(turn, panes, strict=True)]
+                )
+            with self._mirror_lock:
+                self._mirror.expire(now, turn)
 
-    def _sweep(self, model: str, names: Sequence[str], now: float) -> Call:
+    def _sweep(self, model: str, panes: Iterable[Pane], now: float) -> Call:
+        names = [_name(pane) for pane in panes]
         keys = [_shared(model, "seen"), *_keys(model, "panes", *(f"pane:{name}" for name in names))]
         return run(SWEEP, keys, repr(now - self._ttl), SWEEP_DIGESTS, *names)
 
@@ -775,11 +767,6 @@ def _name(pane: Pane) -> str:
 def _pane(name: str) -> Pane:
     width, index, segment = name.split(":", 2)
     return Pane(int(width), int(index), segment)
-
-
-def _expired(panes: Iterable[Pane], now: float) -> list[str]:
-    """The names of those that no window reaches any more."""
-    return [_name(pane) for pane in panes if expired(pane, now)]
 
 
 def _seconds_left(pane: Pane, now: float) -> int:

@@ -75,6 +75,9 @@ MAX_DROPPED = 500
 SWEEPS = 8
 """Passes of the purge over all digests within one time to live."""
 
+_EXPIRY = f"(start + {PANES + 2}) * width"
+"""When `windows.expired` becomes true of a pane; an index, for the file has all models' panes."""
+
 _SCHEMA = f"""
 CREATE TABLE meta(epoch INTEGER NOT NULL, folded INTEGER NOT NULL, pruned INTEGER NOT NULL,
   seen INTEGER NOT NULL);
@@ -82,6 +85,7 @@ CREATE TABLE log(sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, digests BL
   delta TEXT NOT NULL);
 CREATE TABLE panes(id INTEGER PRIMARY KEY, model TEXT NOT NULL, width INTEGER NOT NULL,
   start INTEGER NOT NULL, segment TEXT NOT NULL, UNIQUE(model, width, start, segment));
+CREATE INDEX expiry ON panes({_EXPIRY}) WHERE width > 0;
 CREATE TABLE counters(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
 CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, time REAL NOT NULL,
@@ -308,7 +312,7 @@ class SQLiteStore:
         """Delete some panes that no window reaches; every process drops them at this commit."""
         old = connection.execute(
             "SELECT id, model, width, start, segment FROM panes "
-            f"WHERE width > 0 AND (start + {PANES + 2}) * width <= ? LIMIT {MAX_DROPPED}",
+            f"WHERE width > 0 AND {_EXPIRY} <= ? LIMIT {MAX_DROPPED}",
             (now,),
         ).fetchall()
         for table, column in (("counters", "pane"), ("panes", "id")):

@@ -191,6 +191,7 @@ class Mirror:
         self._copy: State | None = None
         self._owned: set[tuple[str, Pane, str]] = set()
         self._owned_models: set[str] = set()
+        self._turn = 0
 
     def __contains__(self, model: str) -> bool:
         return model in self._models
@@ -272,16 +273,26 @@ class Mirror:
         self._owned.clear()
         self._owned_models.clear()
 
-    def expire(self, now: float) -> int:
-        """Drop the panes that no window reaches any more; returns how many."""
+    def in_turn(self, number: int) -> Sequence[str]:
+        """The ids of the next so many models, or of those that are left until all had a turn."""
+        models = self.models()
+        begin = self._turn if self._turn < len(models) else 0
+        self._turn = begin + number
+        return models[begin : self._turn]
+
+    def expired(self, model: str, now: float) -> Sequence[Pane]:
+        """The panes of `model` that no window reaches any more."""
+        known = self._models.get(model)
+        return [pane for pane in known.panes if expired(pane, now)] if known else []
+
+    def expire(self, now: float, models: Iterable[str]) -> int:
+        """Drop the panes of `models` that no window reaches any more; returns how many."""
         dropped = 0
-        for model in self.models():
-            old = [pane for pane in self._models[model].panes if expired(pane, now)]
-            if old:
-                panes = self._own(model).panes
-                for pane in old:
-                    del panes[pane]
-                dropped += len(old)
+        for model in models:
+            old = self.expired(model, now)
+            for pane in old:
+                self.drop(model, pane)
+            dropped += len(old)
         return dropped
 
     def _own(self, model: str) -> ModelState:

@@ -17,6 +17,8 @@ from .state import TAG, Delta, Entry, Mirror, RecordKey, State, total
 
 JOURNALS = ("auto", "wal", "truncate", "delete")
 """What `?journal=` of a SQLite URL may say."""
+MODELS_IN_TURN = 20
+"""Models that one `housekeep` looks at; the next call takes the next."""
 
 
 class Store(Protocol):
@@ -159,7 +161,7 @@ class MemoryStore:
     def housekeep(self, now: float) -> None:
         """Forget expired panes, and up to 1000 digests past their time."""
         with self._lock:
-            self._mirror.expire(now)
+            self._mirror.expire(now, self._mirror.in_turn(MODELS_IN_TURN))
             old: list[bytes] = []
             for digest, time in self._seen.items():  # oldest first: dicts keep insertion order
                 if time > now - self._ttl or len(old) == 1000:

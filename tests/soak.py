@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .servers import RedisServer
+from .servers import RedisServer, free_port
 
 ROOT = Path(__file__).parent.parent
 LABELS = 30
@@ -41,13 +40,6 @@ HEADERS = {
     "ce-endpoint": "soak",
     "ce-modelid": "soak",
 }
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Function:
@@ -74,13 +66,22 @@ class Function:
             start_new_session=True,
         )
 
-    def signal(self, number: int) -> None:
-        """Send a signal to all its processes and, but for SIGTERM, wait until they are gone."""
+    def __enter__(self) -> Function:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def terminate(self) -> None:
+        """Send SIGTERM, as the kubelet does."""
         assert self._process is not None
-        if number == signal.SIGTERM:
-            self._process.terminate()
-        else:
-            os.killpg(self._process.pid, number)
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End all its processes at once, if any are left, and wait until it is gone."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def wait(self) -> int:
@@ -94,9 +95,9 @@ class Function:
 
     def get(self, path: str) -> tuple[int, bytes]:
         """GET a path, trying until it serves."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
             try:
                 connection.request("GET", path)
                 answer = connection.getresponse()
@@ -125,6 +126,7 @@ class Traffic:
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
         self._stop = threading.Event()
+        self._given_up = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._client, args=(n,), daemon=True)
@@ -140,9 +142,18 @@ class Traffic:
         """Have every client finish the event it is about: acknowledged, all of them."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(120)
             if thread.is_alive():
                 self.errors.append("a client never got its last event acknowledged")
+
+    def __enter__(self) -> Traffic:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Have every client give up."""
+        self._stop.set()
+        self._given_up.set()
 
     def _client(self, number: int) -> None:
         chance = random.Random(self.seed * 1000 + number)
@@ -176,11 +187,11 @@ class Traffic:
     ) -> None:
         """Post one event until it is acknowledged, as a broker does."""
         headers = {**HEADERS, "ce-id": f"{self.seed}-{event}"}
-        while True:
+        while not self._given_up.is_set():
             port = chance.choice(self.ports)
             link = links.get(port)
             if link is None:
-                link = links[port] = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                link = links[port] = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             try:
                 link.request("POST", "/", body, headers)
                 answer = link.getresponse()
@@ -256,36 +267,32 @@ def crash(
 ) -> Verdict:
     """Kill the function, or `redis`, `cycles` times under load at random moments."""
     chance = random.Random(seed)
-    function = Function(store, **variables)
-    traffic = Traffic([function.port], seed=seed)
-    function.start()
-    traffic.start()
-    for cycle in range(cycles):
-        before = traffic.acknowledged
-        deadline = time.monotonic() + 30
-        while traffic.acknowledged == before and time.monotonic() < deadline:
-            time.sleep(0.002)
-        if traffic.acknowledged == before:
-            traffic.errors.append("nothing was acknowledged for 30 seconds")
-            break
-        time.sleep(chance.uniform(0, 0.1))
-        if not function.running():
-            traffic.errors.append("the function ended by itself")
-        if redis is None:
-            function.signal(signal.SIGKILL)
-            function.start()
-        else:
-            redis.restart()
-        if progress and cycle % 100 == 99:
-            print(f"{cycle + 1} cycles, {traffic.acknowledged} events", flush=True)
-    traffic.stop()
-    function.signal(signal.SIGTERM)
-    function.wait()
-    function.start()
-    try:
+    with Function(store, **variables) as function:
+        function.start()
+        with Traffic([function.port], seed=seed) as traffic:
+            for cycle in range(cycles):
+                before = traffic.acknowledged
+                deadline = time.monotonic() + 60
+                while traffic.acknowledged == before and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                if traffic.acknowledged == before:
+                    traffic.errors.append("nothing was acknowledged for a minute")
+                    break
+                time.sleep(chance.uniform(0, 0.1))
+                if not function.running():
+                    traffic.errors.append("the function ended by itself")
+                if redis is None:
+                    function.kill()
+                    function.start()
+                else:
+                    redis.restart()
+                if progress and cycle % 100 == 99:
+                    print(f"{cycle + 1} cycles, {traffic.acknowledged} events", flush=True)
+            traffic.stop()
+        function.terminate()
+        function.wait()
+        function.start()
         return judge(function, traffic, cycles)
-    finally:
-        function.signal(signal.SIGKILL)
 
 
 def main() -> int:

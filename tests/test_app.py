@@ -994,6 +994,8 @@ def test_a_full_queue_is_a_503_for_those_that_do_not_fit(special: Special) -> No
             done = [pool.submit(send, id) for id in ids]
             until(lambda: len(answers) >= 2)  # of four one may be in a commit, and one wait
             assert {answer.status for answer in answers} == {503}
+            assert counted(function, "queue/d/p/m") == (1, 1)  # questions wait for no lock
+            assert function.get("/health/readiness").status in (200, 503)
             other.execute("ROLLBACK")
             for each in done:
                 each.result()
@@ -1008,6 +1010,19 @@ def test_a_full_queue_is_a_503_for_those_that_do_not_fit(special: Special) -> No
 
 
 # --- restarts -----------------------------------------------------------------------------------
+
+
+def test_sigterm_flushes_what_was_acknowledged(special: Special) -> None:
+    """With an interval nothing is shown before it is durable, and SIGTERM makes it so."""
+    function = special(FEEDBACK_SNAPSHOT_INTERVAL="3600")
+    for id in ("1", "2", "2", "3"):
+        answer = function.feedback(id, "flush/d/p/m")
+        assert (answer.status, answer.json["events"]) == (200, 0)
+    assert counted(function, "flush/d/p/m") == (0, 0)
+    function.terminate()
+    function.start()
+    assert counted(function, "flush/d/p/m") == (3, 3)
+    assert outcomes_of(function, "flush/d/p/m") == {"accepted": 3, "duplicate": 1, "rejected": 0}
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])

@@ -478,6 +478,7 @@ def test_a_class_whose_module_breaks_is_a_mistake_as_well(tmp_path: Path) -> Non
     """Whatever a user's module raises when it is imported is told in one line."""
     (tmp_path / "broken.py").write_text("raise RuntimeError('not today')\n")
     variables = {"FEEDBACK_STORE": "memory:", "FEEDBACK_TASK": "broken.Custom"}
+    variables["PORT"] = str(free_port())
     status, stderr = exit_of(tmp_path, "metrics", "serve", **variables)
     assert (status, stderr.count("\n")) == (2, 1), stderr
     assert "'broken.Custom': not today" in stderr

@@ -118,6 +118,23 @@ def test_the_auc_interval_is_hanley_and_mcneils(theta: float, abnormal: int, nor
     assert high == pytest.approx(min(1, theta + spread))
 
 
+@pytest.mark.parametrize(("abnormal", "normal"), [(1, 1), (5, 5), (51, 58), (10, 1000), (1000, 10)])
+def test_the_interval_of_a_perfect_auc_is_no_point(abnormal: int, normal: int) -> None:
+    """It ends where the perfect AUC is z standard errors away; with one pair it is Wilson's."""
+    low, high = _found(auc_interval(1.0, abnormal, normal, NOMINAL))
+    z = stats.norm.ppf((1 + NOMINAL) / 2)
+    assert high == 1
+    assert 0 < low < 1
+    assert 1 - low == pytest.approx(z * _hanley_mcneil(low, abnormal, normal))
+    nearer = (1 + low) / 2
+    assert 1 - nearer < z * _hanley_mcneil(nearer, abnormal, normal)
+    if abnormal * normal == 1:
+        assert low == pytest.approx(_found(wilson(1, 1, NOMINAL))[0])
+    low, high = _found(auc_interval(0.0, abnormal, normal, NOMINAL))
+    assert low == 0
+    assert high == pytest.approx(z * _hanley_mcneil(high, abnormal, normal))
+
+
 def test_an_auc_of_one_kind_of_rows_has_no_interval() -> None:
     """Without positives or without negatives there is nothing to rank."""
     assert auc_interval(0.5, 0, 10, NOMINAL) is None

@@ -194,7 +194,7 @@ def test_the_mirror_tells_what_was_written_and_what_was_read_never_changes(seed:
                 for each in panes
                 if each.width == 5 and each.index + 62 <= now // 5
             ]
-            assert mirror.expire(now) == len(gone)
+            assert mirror.expire(now, mirror.models()) == len(gone)
             for name, each in gone:
                 del plain.of(name)[0][each]
         else:
@@ -259,7 +259,7 @@ def test_what_changes_nothing_is_no_change() -> None:
     state = mirror.read()
     mirror.drop("m", YOUNG)
     mirror.drop("unknown", ALL_TIME)
-    assert mirror.expire(1e12) == 0
+    assert mirror.expire(1e12, mirror.models()) == 0
     assert mirror.read() is state
 
 
@@ -303,5 +303,5 @@ def test_expired_panes_go_and_all_time_stays() -> None:
     mirror.add("m", ALL_TIME, {"rows": {(): 1}})
     mirror.add("m", YOUNG, {"rows": {(): 1}})
     mirror.add("m", Pane(5, 1), {"rows": {(): 1}})
-    assert mirror.expire(5.0 * 10**9) == 1
+    assert mirror.expire(5.0 * 10**9, mirror.models()) == 1
     assert set(mirror.read().models["m"].panes) == {ALL_TIME, YOUNG}
