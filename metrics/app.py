@@ -53,6 +53,7 @@ from .scores import model_view
 from .server_stats import ServerStats
 from .state import TAG, Constants, Entry, Gauge, ModelState, State, home_of
 from .store import Store
+from .watch import Alert, Watch
 from .windows import ALL_TIME, in_segments, place
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ class App:
         self.stats = stats or ServerStats()
         self.now = now
         self.joins = self._make_joins() if settings.join_ttl else None
+        self.sink = self._open_sink()
+        self.watch: Watch | None = None
+        if settings.models_file:  # the only place that can have rules
+            self.watch = Watch(store, self.models.of, self._sink_alert if self.sink else None)
         self.committer = Committer(
             store,
             settings.max_queue,
@@ -138,6 +143,8 @@ class App:
             settings.snapshot_interval,
             now,
             self._lapsed if self.joins else None,
+            self.watch.after if self.watch else None,
+            self.watch.tick if self.watch and settings.sink else None,
         )
         self._defaults = (
             settings.namespace,
@@ -150,7 +157,6 @@ class App:
         if self.joins:
             self._accepted += settings.prediction_types
         self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
-        self.sink = self._open_sink()
         self.before_closing: list[Callable[[], None]] = []
         """Called in `close` when all is committed and the store can still be read."""
         self._processed = 0
@@ -448,9 +454,29 @@ class App:
     # --- the emitted event -------------------------------------------------------------------
 
     def _emitted(self, counted: Counted) -> tuple[dict[str, str], bytes]:
-        """Attributes and data of the metrics event that answers one event."""
+        """Attributes and data of the event that answers one event: its metrics, or an alert."""
         entry = counted.entry
-        return self._attributes(counted), self._data(entry.model, entry.increment)
+        attributes = self._attributes(counted)
+        alert = self.watch.told(entry) if self.watch else None
+        if alert is not None:
+            attributes |= self._alert_attributes(alert)
+        return attributes, self._data(entry.model, entry.increment)
+
+    def _alert_attributes(self, alert: Alert) -> dict[str, str]:
+        """What sets an alert's event apart from a metrics event."""
+        return {"id": alert.id, "type": f"{self.settings.event_type}.alert", **alert.attributes}
+
+    def _sink_alert(self, alert: Alert) -> None:
+        """Hand an alert to the sink."""
+        assert self.sink is not None
+        attributes = {
+            "source": self.settings.event_source,
+            "subject": alert.model,
+            "time": format_time(int(alert.transition.time)),
+            **dict(zip(IDENTITY, alert.model.split("/"), strict=False)),
+            **self._alert_attributes(alert),
+        }
+        self.sink.alert(alert.id, attributes, self._data(alert.model, {}))
 
     def _attributes(self, counted: Counted) -> dict[str, str]:
         """Attributes of the metrics event; its id follows from the request's (source, id) only."""
@@ -477,6 +503,9 @@ class App:
             attributes["id"] = blake2b(digests, digest_size=16).hexdigest()
             increment = merge(part.entry.increment for part in parts)
             emitted.append((attributes, self._data(model, increment)))
+            emitted += [
+                self._emitted(part) for part in parts if self.watch and self.watch.told(part.entry)
+            ]
         return emitted
 
     def _data(self, model: str, increment: Increment) -> bytes:

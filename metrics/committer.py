@@ -13,6 +13,7 @@ import time as clock
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from .errors import ConstantsDiffer, Overloaded, StoreUnavailable
@@ -64,6 +65,8 @@ class Committer:
         interval: float = 0.0,
         now: Callable[[], float] = clock.time,
         lapsed: Callable[[float], list[Entry]] | None = None,
+        after: Callable[[Sequence[Entry], float], None] | None = None,
+        tick: Callable[[float], None] | None = None,
     ) -> None:
         self._store = store
         self._max_queue = max_queue
@@ -72,6 +75,10 @@ class Committer:
         self._now = now
         self._lapsed = lapsed
         """Tells what need not be remembered any more; looked at with the other housekeeping."""
+        self._after = after
+        """Called with the entries of a commit before their waiters are told."""
+        self._tick = tick
+        """Called with the other housekeeping."""
         self._queue: deque[Work] = deque()
         self._waiting = 0
         self._wake = threading.Condition()
@@ -177,6 +184,9 @@ class Committer:
                     self._commit([work])
         else:
             self._recovered()
+            if self._after is not None:
+                entries = [entry for work in batch for entry in work.entries]
+                self._aside(partial(self._after, entries))
             self._tell(batch, verdicts)
 
     def _transact(self, batch: list[Work]) -> tuple[list[Work], list[Any]]:
@@ -288,6 +298,8 @@ class Committer:
         if clock.monotonic() - self._housekept < HOUSEKEEPING_SECONDS or not self._healthy:
             return
         self._housekept = clock.monotonic()
+        if self._tick is not None:
+            self._aside(self._tick)
         try:
             now = self._now()
             self._store.housekeep(now)
@@ -302,6 +314,16 @@ class Committer:
             logger.warning("housekeeping failed (%s): %s", error.kind, error)
         except Exception:  # a bug; commits go on
             logger.exception("housekeeping failed")
+            self._tally.failed("bug")
+
+    def _aside(self, duty: Callable[[float], None]) -> None:
+        """Do what no commit and no answer depends on."""
+        try:
+            duty(self._now())
+        except StoreUnavailable as error:
+            logger.warning("put off (%s): %s", error.kind, error)
+        except Exception:  # a bug; commits go on
+            logger.exception("unforeseen")
             self._tally.failed("bug")
 
     def _tell(self, batch: Sequence[Work], verdicts: Sequence[Any]) -> None:

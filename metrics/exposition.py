@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from . import __version__
+from .alerts import FIRING, status_of
 from .counters import Labels, Number, Vector, superseded, value
 from .evaluators.user_metrics import BUCKETS
 from .joins import DELAYS
@@ -147,6 +148,13 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
         ("rejected", "rejected"),
     ):
         count("events", help, value(vector, family), outcome=outcome)
+    for rule in settings.alerts:
+        families.gauge(
+            "feedback_alert_firing",
+            "Whether a rule of the model's fires.",
+            {**labels, "rule": rule.name, "score": rule.score, "window": rule.window},
+            float(status_of(state.constants, rule).state == FIRING),
+        )
     if not HALVES.isdisjoint(vector):
         _add_halves(families, count, labels, vector)
     if not scored.events:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .alerts import Rule
 from .errors import ConfigurationError
 from .payload import MAX_LABEL, one_line
 from .windows import Window, window
@@ -41,6 +42,8 @@ class ModelSettings:
     """Classes past these are counted as `__other__`."""
     confidence: float = 0.95
     """Level of the intervals."""
+    alerts: tuple[Rule, ...] = ()
+    """Thresholds of scores, of whose crossing is told."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS and "." not in self.task:
@@ -66,6 +69,11 @@ class ModelSettings:
         for name in ("k", "beta"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name}: must be 0 or more")
+        for rule in self.alerts:
+            if rule.window not in ("all", *(each.name for each in self.windows)):
+                raise ConfigurationError(f"alerts: {rule.name}: window {rule.window!r} is not kept")
+        if len({rule.name for rule in self.alerts}) != len(self.alerts):
+            raise ConfigurationError("alerts: two rules have one name")
         if self.max_classes < 2:
             raise ConfigurationError("max_classes: must be 2 or more")
 

@@ -6,6 +6,8 @@
         threshold: 0.2
       "seldon/iris/default/classifier":
         classes: [setosa, versicolor, virginica]
+        alerts:
+          - {name: accuracy, score: accuracy, window: 1h, below: 0.9, rows: 100, for: 5m}
 
 Every glob that matches applies, in the order written, later keys over earlier ones. The file is
 checked at start; when it changes (ConfigMaps are swapped under a running pod) it is read again,
@@ -16,17 +18,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import isfinite
 from typing import Any, NoReturn
 
+from .alerts import SCORES, Rule
 from .errors import ConfigurationError
 from .evaluators.user_metrics import load_class
 from .model_settings import ModelSettings
-from .windows import window
+from .windows import duration, window
 
 logger = logging.getLogger("metrics.models")
 
@@ -123,8 +128,8 @@ def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dic
                     _refuse(path, value, name, f"unknown; one of {', '.join(_KEYS)}")
                 field, read = _KEYS[name]
                 try:
-                    number = read in (_number, _integer)
-                    settings[field] = read(construct(value) if number else as_written(value))
+                    typed = read in (_number, _integer, _rules)
+                    settings[field] = read(construct(value) if typed else as_written(value))
                     replace(defaults, **settings)
                 except yaml.YAMLError as error:
                     reason = getattr(error, "problem", None) or "not YAML"
@@ -143,7 +148,8 @@ def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dic
 
 def _mends_itself(name: str, model: Any) -> bool:
     """Whether a disagreement may come from a key that stands further down; it is checked again."""
-    return name in ("task", "classes", "positive_class") and len(model.value) > 1
+    keys = ("task", "classes", "positive_class", "alerts", "windows")
+    return name in keys and len(model.value) > 1
 
 
 def _entries(node: Any, path: str, where: str) -> Iterator[tuple[str, Any]]:
@@ -193,6 +199,57 @@ def _integer(value: Any) -> int:
     return value
 
 
+_RULE = {"name", "score", "window", "below", "above", "rows", "for"}
+
+
+def _rules(value: Any) -> tuple[Rule, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of rules")
+    return tuple(_rule(each, f"rule {number}") for number, each in enumerate(value, 1))
+
+
+def _rule(value: Any, where: str) -> Rule:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: must be a mapping")
+    unknown = [str(key) for key in value if key not in _RULE]
+    if unknown:
+        raise ValueError(f"{where}: {unknown[0]}: unknown; one of {', '.join(sorted(_RULE))}")
+    name = value.get("name")
+    if not isinstance(name, str) or not _RULE_NAME.fullmatch(name):
+        raise ValueError(f"{where}: name: must be 1 to 64 letters, digits, '-', '_' or '.'")
+    if value.get("score") not in SCORES:
+        raise ValueError(f"{name}: score: {value.get('score')!r} is no score")
+    if ("below" in value) == ("above" in value):
+        raise ValueError(f"{name}: needs below or above, and not both")
+    bound = "below" if "below" in value else "above"
+    rows, seconds = value.get("rows", 1), value.get("for", 0)
+    try:
+        return Rule(
+            name,
+            value["score"],
+            str(value.get("window", "all")),
+            **{bound: _finite(_number(value[bound]))},
+            rows=_from(1, _integer(rows)),
+            seconds=duration(str(seconds)) if seconds != 0 else 0,
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _finite(number: float) -> float:
+    if not isfinite(number):
+        raise ValueError("must be a finite number")
+    return number
+
+
+def _from(least: int, number: int) -> int:
+    if number < least:
+        raise ValueError(f"must be {least} or more")
+    return number
+
+
+_RULE_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
+
 _KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "task": ("task", _task),
     "classes": ("classes", _strings),
@@ -205,4 +262,5 @@ _KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "segments": ("segments", _strings),
     "max_classes": ("max_classes", _integer),
     "confidence": ("confidence", _number),
+    "alerts": ("alerts", _rules),
 }

@@ -30,6 +30,8 @@ FIRST_BACKOFF_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 30.0
 LAST_SECONDS = 5.0
 """How long `close` tries to deliver what is left."""
+MAX_PENDING = 100_000
+"""Summaries and alerts that may wait; alerts beyond them are dropped."""
 RETRIED = frozenset({404, 408, 409, 429})
 """Statuses below 500 that a retry may mend, as Knative sees it."""
 
@@ -50,6 +52,8 @@ class Summary:
     attributes: dict[str, str]
     increment: Vector
     failed: bool = False
+    data: bytes = b""
+    """What is posted, where it is fixed: an alert is an event of its own."""
 
 
 class Sink:
@@ -89,6 +93,17 @@ class Sink:
                 self._tally.sunk(SUPERSEDED)
             summary.attributes = {**attributes, **self._overrides}
             add(summary.increment, increment)
+
+    def alert(self, id: str, attributes: Mapping[str, str], data: bytes) -> None:
+        """Have the sink hear of an alert, by itself. Never waits, never raises."""
+        with self._wake:
+            if len(self._pending) >= MAX_PENDING:
+                self._tally.sunk(DROPPED)
+                return
+            self._pending[f"alert {id}"] = Summary(
+                {**attributes, **self._overrides}, {}, False, data
+            )
+            self._wake.notify()
 
     def close(self) -> None:
         """Send the last summaries, within LAST_SECONDS, and stop."""
@@ -130,7 +145,8 @@ class Sink:
 
     def _deliver(self, model: str, summary: Summary) -> None:
         try:
-            status = self._post(summary, self._data(model, summary.increment))
+            data = summary.data or self._data(model, summary.increment)
+            status = self._post(summary, data)
         except (OSError, HTTPException) as error:
             self._disconnect()
             self._postpone(model, summary, str(error) or type(error).__name__)
@@ -141,7 +157,10 @@ class Sink:
         if self._failures:
             logger.info("the sink answers again")
         self._failures = 0
-        self._due[model] = clock.monotonic() + self._interval
+        if summary.data:
+            self._due.pop(model, None)
+        else:
+            self._due[model] = clock.monotonic() + self._interval
         if status >= 300:
             logger.warning("the sink refuses events of %s: HTTP %d", model, status)
         self._tally.sunk(SENT if status < 300 else DROPPED)

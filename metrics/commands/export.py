@@ -30,6 +30,7 @@ from typing import Any
 
 import orjson
 
+from .. import alerts
 from ..counters import Labels, Number, Vector, decode_key, encode_key
 from ..errors import ConfigurationError, ConstantsDiffer, Refused, StoreUnavailable, StoreUnusable
 from ..events import format_time
@@ -134,7 +135,11 @@ def dump(state: State, id: str, now: float) -> bytes:
 
 def _packed(model: str, state: ModelState) -> dict[str, Any]:
     return {
-        "constants": state.constants,
+        "constants": {
+            name: constant
+            for name, constant in state.constants.items()
+            if not name.startswith(alerts.PREFIX)  # how rules stand is of where they are watched
+        },
         "gauges": {
             encode_key(*key): [_finite(gauge.value, model, key[0]), gauge.time]
             for key, gauge in state.gauges.items()

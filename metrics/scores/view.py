@@ -9,6 +9,7 @@ from heapq import nsmallest
 from math import fsum
 from typing import Any
 
+from ..alerts import alerts_view
 from ..bins import CALIBRATION_BINS
 from ..counters import NO_LABELS, OTHER, Labels, Number, Vector, merge, net, value
 from ..evaluators.classification import MAX_SCORED_CLASSES
@@ -378,6 +379,8 @@ def model_view(
         view.update(_curve(scored))
     if not HALVES.isdisjoint(state.all_time):
         view["join"] = coverage_view(state.all_time)
+    if settings.alerts:
+        view["alerts"] = alerts_view(settings.alerts, state.constants)
     if segments:
         view["segments"] = [
             _segment(segment, vector_of(state, window, now, segment), task, settings, names)
