@@ -31,6 +31,7 @@ from .errors import (
     Overloaded,
     Refused,
     TooLarge,
+    Unauthorized,
     Unavailable,
     status_of,
 )
@@ -57,6 +58,7 @@ from .watch import Alert, Watch
 from .windows import ALL_TIME, in_segments, place
 
 if TYPE_CHECKING:
+    from .identity import Identity
     from .sink import Sink
 
 logger = logging.getLogger("metrics.app")
@@ -133,6 +135,7 @@ class App:
         self.now = now
         self.joins = self._make_joins() if settings.join_ttl else None
         self.sink = self._open_sink()
+        self.identity = self._open_identity()
         self.watch: Watch | None = None
         if settings.models_file:  # the only place that can have rules
             self.watch = Watch(store, self.models.of, self._sink_alert if self.sink else None)
@@ -193,7 +196,29 @@ class App:
             self.stats,
         )
 
+    def _open_identity(self) -> Identity | None:
+        if not self.settings.oidc_audience:
+            return None
+        from .identity import Identity  # its cryptography is not for those who do not ask
+
+        return Identity(self.settings.oidc_audience, self.settings.oidc_issuer)
+
     # --- POST / ------------------------------------------------------------------------------
+
+    async def denied(self, headers: Mapping[str, str]) -> Response | None:
+        """The answer to who may not post events; None for who may. Never holds up the loop."""
+        if self.identity is None or self.identity.knows(headers.get("authorization", "")):
+            return None
+        return await asyncio.to_thread(self.denied_sync, headers)
+
+    def denied_sync(self, headers: Mapping[str, str]) -> Response | None:
+        """`denied`, for a host that gives each request a thread."""
+        try:
+            if self.identity is not None:
+                self.identity.verify(headers.get("authorization", ""))
+        except Exception as error:
+            return problem(error)
+        return None
 
     async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
         """The answer to `POST /`; awaits the commit without holding a thread."""
@@ -544,6 +569,8 @@ def problem(error: BaseException) -> Response:
     body["detail"] = detail
     if isinstance(error, Refused) and error.field:
         body["field"] = error.field
+    if isinstance(error, Unauthorized):
+        headers.append(("www-authenticate", "Bearer"))
     if isinstance(error, Unavailable):
         headers.append(("retry-after", str(error.retry_after)))
     return Response(status, headers, orjson.dumps(body))

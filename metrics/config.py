@@ -71,6 +71,8 @@ class Settings:
     max_body: int
     reply: str
     reply_windows: tuple[str, ...]
+    oidc_audience: str
+    oidc_issuer: str
     sink: str
     sink_interval: float
     ce_overrides: dict[str, str]
@@ -232,6 +234,13 @@ def _url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("must be an http:// or https:// address")
     return parts.geturl()
+
+
+def _issuer(text: str) -> str:
+    """An http(s) address, as written: tokens bear it to the letter."""
+    if urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).hostname:
+        raise ValueError("must be an http:// or https:// address")
+    return text
 
 
 _ANCESTORS_TASKS = {
@@ -438,6 +447,22 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         _words,
         "windows that emitted events also show",
+    ),
+    Setting(
+        "oidc_audience",
+        "FEEDBACK_OIDC_AUDIENCE",
+        "oidc_audience",
+        "",
+        _text,
+        "events must bring a token for this audience; empty: tokens are not looked at",
+    ),
+    Setting(
+        "oidc_issuer",
+        "FEEDBACK_OIDC_ISSUER",
+        "oidc_issuer",
+        "https://kubernetes.default.svc",
+        _issuer,
+        "who issues the tokens, as they name it; its discovery document has the keys",
     ),
     Setting("sink", "K_SINK", "reply_url", "", _url, "post metric events there instead"),
     Setting(

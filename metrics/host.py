@@ -72,11 +72,14 @@ def answer(app: App, context: Context) -> Response:
             return front(app, request)
         except Exception as error:  # parliament would send its text to the caller
             return as_flask(problem(error))
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    denied = app.denied_sync(headers)
+    if denied is not None:
+        return as_flask(denied)
     limit = app.settings.max_body
     if (request.content_length or 0) > limit:
         reason = f"{request.content_length} bytes; at most {limit} are taken"
         return as_flask(app.refuse_sync(TooLarge("data", reason)))
-    headers = {name.lower(): value for name, value in request.headers.items()}
     return as_flask(app.post_sync(headers, request.get_data()))
 
 

@@ -62,7 +62,10 @@ class Service:
 
     async def _post(self, scope: Any, protocol: Any) -> Response:
         headers = dict(scope.headers.items())
+        denied = await self._app.denied(headers) if self._app.identity else None
         body = await self._body(headers, protocol)
+        if denied is not None:
+            return denied
         if isinstance(body, TooLarge):
             return await self._app.refuse(body)
         if len(headers) < len(scope.headers):  # granian leaves out values that are not ASCII

@@ -21,7 +21,7 @@ LAYERS = (
     {"evaluators", "joins"},
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"},
-    {"committer", "config", "models_file", "sink", "watch"},
+    {"committer", "config", "models_file", "sink", "watch", "identity"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
     {"host"},

@@ -52,6 +52,8 @@ DEFAULTS: dict[str, Any] = {
     "max_body": 16 * 1024 * 1024,
     "reply": "event",
     "reply_windows": (),
+    "oidc_audience": "",
+    "oidc_issuer": "https://kubernetes.default.svc",
     "sink": "",
     "sink_interval": 1.0,
     "ce_overrides": {},
@@ -123,6 +125,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "max_body": ("512KiB", 512 * 1024),
     "reply": ("off", "off"),
     "reply_windows": ("1h,all", ("1h", "all")),
+    "oidc_audience": ("me", "me"),
+    "oidc_issuer": ("https://issuer/x", "https://issuer/x"),
     "sink": ("http://sink:81/x?y=z", "http://sink:81/x?y=z"),
     "sink_interval": ("1m", 60.0),
     "ce_overrides": ('{"extensions": {"a": "b"}}', {"a": "b"}),
@@ -162,6 +166,7 @@ NONSENSE: dict[str, tuple[str, ...]] = {
     "max_body": ("0", "16MB", "lots", "-1KiB"),
     "reply": ("on", "EVENT "),
     "reply_windows": ("7m",),
+    "oidc_issuer": ("issuer", "ftp://x", "https://"),
     "sink": ("ftp://x", "http://", "http://x:99999", "http://x:y"),
     "sink_interval": ("often", "-1s"),
     "pushgateway": ("ftp://x", "http://", "http://x:99999"),
@@ -188,7 +193,15 @@ NONSENSE: dict[str, tuple[str, ...]] = {
     "predictor": ("a/b",),
     "model": ("a/b", "a\0b"),
 }
-ANY_TEXT = {"store", "models_file", "segments", "redis_durability", "event_source", "model_image"}
+ANY_TEXT = {
+    "store",
+    "models_file",
+    "segments",
+    "redis_durability",
+    "event_source",
+    "model_image",
+    "oidc_audience",
+}
 """Settings whose text is checked where it is used, before anything is served."""
 
 

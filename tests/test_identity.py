@@ -1,0 +1,308 @@
+"""Tokens of those who post events, by a real issuer over HTTP and the real servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from metrics import identity
+from metrics.errors import Unauthorized, Unavailable
+from metrics.identity import Identity
+from tests.servers_http import (
+    OwnServer,
+    ParliamentServer,
+    Server,
+    attributes,
+    feedback,
+    outcomes,
+    until,
+)
+
+AUDIENCE = "feedback-metrics.seldon"
+MODEL = "ns/iris/default/classifier"
+
+
+class Issuer:
+    """An OIDC issuer on loopback: discovery, keys, and tokens."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Any] = {}
+        self.asked: list[str] = []
+        self.down = False
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked.append(self.path)
+                found = issuer.documents().get(self.path)
+                body = json.dumps(found).encode()
+                self.send_response(503 if issuer.down else 200 if found else 404)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.names_itself = self.url
+        self.rotate("first")
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def documents(self) -> dict[str, Any]:
+        """What it publishes."""
+        public = []
+        for id, key in self.keys.items():
+            algorithm = jwt.get_algorithm_by_name("RS256" if id != "curve" else "ES256")
+            public.append({**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": id})
+        return {
+            "/.well-known/openid-configuration": {
+                "issuer": self.names_itself,
+                "jwks_uri": f"{self.url}/keys",
+            },
+            "/keys": {"keys": public},
+        }
+
+    def rotate(self, id: str) -> None:
+        """Sign with a new key from now on."""
+        key: Any = ec.generate_private_key(ec.SECP256R1()) if id == "curve" else _rsa()
+        self.keys[id] = key
+        self.current = id
+
+    def token(self, key: Any = None, algorithm: str = "", head: Any = None, **claims: Any) -> str:
+        """A token for us, but for what is said otherwise."""
+        said = {
+            "iss": self.url,
+            "aud": AUDIENCE,
+            "sub": "system:serviceaccount:seldon:feedback-broker",
+            "exp": time.time() + 600,
+            **claims,
+        }
+        return jwt.encode(
+            {name: value for name, value in said.items() if value is not None},
+            key or self.keys[self.current],
+            algorithm=algorithm or ("ES256" if self.current == "curve" else "RS256"),
+            headers=head or {"kid": self.current},
+        )
+
+    def close(self) -> None:
+        """Stop."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _rsa() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """An issuer of the test's own."""
+    issuer = Issuer()
+    yield issuer
+    issuer.close()
+
+
+def verifier(issuer: Issuer) -> Identity:
+    """What verifies its tokens."""
+    return Identity(AUDIENCE, issuer.url)
+
+
+# --- a token --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["first", "curve"])
+def test_a_good_token_is_verified_once(issuer: Issuer, kind: str) -> None:
+    """Then it is known, until it expires; keys are asked for once."""
+    issuer.rotate(kind)
+    ours, moment = verifier(issuer), time.time()
+    ours._now = lambda: moment
+    for audience in (AUDIENCE, ["other", AUDIENCE]):
+        header = f"Bearer {issuer.token(aud=audience)}"
+        assert not ours.knows(header)
+        ours.verify(header)
+        assert ours.knows(header)
+    assert len(issuer.asked) == 2
+    moment += 601
+    assert not ours.knows(header)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"aud": "somebody-else"},
+        {"aud": None},
+        {"iss": "https://kubernetes.default.svc"},
+        {"iss": None},
+        {"exp": 1_700_000_000},
+        {"exp": None},
+        {"nbf": 4_000_000_000},
+    ],
+)
+def test_claims_must_be_right(issuer: Issuer, claims: Any) -> None:
+    """For us, by the issuer, in force."""
+    with pytest.raises(Unauthorized, match=r"^authorization: "):
+        verifier(issuer).verify(f"Bearer {issuer.token(**claims)}")
+
+
+def test_clocks_may_differ_a_little(issuer: Issuer) -> None:
+    """By less than half a minute."""
+    verifier(issuer).verify(f"Bearer {issuer.token(exp=time.time() - 5)}")
+    with pytest.raises(Unauthorized):
+        verifier(issuer).verify(f"Bearer {issuer.token(exp=time.time() - 60)}")
+
+
+def test_forgeries_are_refused(issuer: Issuer) -> None:
+    """Another key under a known name, no signature, and the public key as a shared secret."""
+    public = issuer.keys["first"].public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    pem = public.public_bytes(serialization.Encoding.PEM, form)
+
+    def part(value: Any) -> bytes:
+        raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+    claims = {"iss": issuer.url, "aud": AUDIENCE, "exp": time.time() + 600}
+    text = part({"alg": "HS256", "kid": "first"}) + b"." + part(claims)
+    shared = text + b"." + part(hmac.new(pem, text, hashlib.sha256).digest())
+    none = part({"alg": "none", "kid": "first"}) + b"." + part(claims) + b"."
+    good = issuer.token()
+    head, _, signature = good.split(".")
+    changed = f"{head}.{part({**claims, 'sub': 'me'}).decode()}.{signature}"
+    ours = verifier(issuer)
+    for token in (
+        issuer.token(key=_rsa()),
+        shared.decode(),
+        none.decode(),
+        changed,
+        good[:-9],
+        "x",
+    ):
+        with pytest.raises(Unauthorized):
+            ours.verify(f"Bearer {token}")
+    for header in ("", "Bearer", "Basic eDp5", good):
+        with pytest.raises(Unauthorized, match="a bearer token is required"):
+            ours.verify(header)
+    ours.verify(f"bearer {good}")
+
+
+def test_rotated_keys_are_asked_for(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a token names one; but names that nobody knows do not have the issuer asked always."""
+    monkeypatch.setattr(identity, "COOLDOWN_SECONDS", 0.2)
+    ours = verifier(issuer)
+    ours.verify(f"Bearer {issuer.token()}")
+    old = f"Bearer {issuer.token(jti='another')}"
+    issuer.rotate("second")
+    until(lambda: _verifies(ours, f"Bearer {issuer.token()}"))
+    ours.verify(old)
+    monkeypatch.setattr(ours._keys, "cooldown_duration", 3600.0)
+    asked = len(issuer.asked)
+    for _ in range(20):
+        assert not _verifies(ours, f"Bearer {issuer.token(head={'kid': 'nobody'})}")
+    assert len(issuer.asked) == asked
+
+
+def _verifies(ours: Identity, header: str) -> bool:
+    try:
+        ours.verify(header)
+    except Unauthorized:
+        return False
+    return True
+
+
+def test_an_issuer_that_cannot_be_asked_is_no_verdict(issuer: Issuer) -> None:
+    """A broker is to try again; what is known stays known."""
+    ours = verifier(issuer)
+    issuer.down = True
+    with pytest.raises(Unavailable, match="cannot be asked"):
+        ours.verify(f"Bearer {issuer.token()}")
+    issuer.down, issuer.names_itself = False, "http://another"
+    with pytest.raises(Unavailable, match="calls itself"):
+        ours.verify(f"Bearer {issuer.token()}")
+    issuer.names_itself = issuer.url
+    ours.verify(f"Bearer {issuer.token()}")
+    issuer.down = True
+    ours.verify(f"Bearer {issuer.token(jti='x')}")
+
+
+def test_the_clusters_issuer_is_asked_as_the_pod(tmp_path: Path) -> None:
+    """With its account's token and authority; no other issuer ever gets to see that token."""
+    with pytest.raises(Unavailable, match="No such file"):
+        Identity(AUDIENCE, "https://kubernetes.default.svc", account=tmp_path).verify(_unsigned())
+    (tmp_path / "token").write_text("secret")
+    for issuer in (
+        "https://x",
+        "http://a/kubernetes.default.svc",
+        "https://kubernetes.default.svcx",
+    ):
+        found = Identity(AUDIENCE, issuer, account=tmp_path)._account_of_pod
+        assert found() == ({}, None)
+
+
+def _unsigned() -> str:
+    return f"Bearer {jwt.encode({'aud': AUDIENCE}, _rsa(), algorithm='RS256')}"
+
+
+# --- the servers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [OwnServer, ParliamentServer])
+def test_over_http(kind: Any, tmp_path: Path, issuer: Issuer) -> None:
+    """401 and nothing counted, not even as rejected; all but posting stays open."""
+    variables = {"FEEDBACK_OIDC_AUDIENCE": AUDIENCE, "FEEDBACK_OIDC_ISSUER": issuer.url}
+    with kind(tmp_path, FEEDBACK_MAX_BODY="4KiB", **variables) as server:
+        for token in ("", "x", issuer.token(aud="another")):
+            for body in (json.dumps(feedback()).encode(), b"nonsense", b"x" * 9000):
+                answer = _post(server, token, body)
+                assert answer.status == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.detail.startswith("authorization: ")
+        assert series_of(server) == {}
+        good = issuer.token()
+        assert _post(server, good, json.dumps(feedback()).encode()).status == 200
+        assert _post(server, good, b"nonsense").status == 400
+        assert series_of(server) == {"accepted": 1.0, "duplicate": 0.0, "rejected": 1.0}
+        issuer.rotate("second")
+        issuer.down = True
+        assert _post(server, good, json.dumps(feedback()).encode()).status == 200
+        assert server.get("/").status == 200
+
+
+def test_an_issuer_that_is_down_is_a_503(tmp_path: Path, issuer: Issuer) -> None:
+    """A broker tries again, and does so with success when the issuer is back."""
+    issuer.down = True
+    variables = {"FEEDBACK_OIDC_AUDIENCE": AUDIENCE, "FEEDBACK_OIDC_ISSUER": issuer.url}
+    with OwnServer(tmp_path, **variables) as server:
+        body = json.dumps(feedback()).encode()
+        answer = _post(server, issuer.token(), body)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        issuer.down = False
+        assert _post(server, issuer.token(), body).status == 200
+
+
+def _post(server: Server, token: str, body: bytes) -> Any:
+    named = {f"ce-{name}": text for name, text in attributes(f"{time.time()}", MODEL).items()}
+    bearer = {"authorization": f"Bearer {token}"} if token else {}
+    return server.request(
+        "POST", "/", {"content-type": "application/json", **named, **bearer}, body
+    )
+
+
+def series_of(server: Server) -> dict[str, float]:
+    """Events by outcome, over all models."""
+    found = outcomes(server.exposition())
+    return found if any(found.values()) else {}
