@@ -3,10 +3,13 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo run test bench soak lint clean
+.PHONY: demo demo-broker run test bench soak lint clean
 
 demo: $(VENV)/.dev
 	$(BIN)/python examples/demo.py
+
+demo-broker: $(VENV)/.dev
+	$(BIN)/python examples/demo_broker.py
 
 run: $(VENV)/.run
 	$(BIN)/python -m metrics serve

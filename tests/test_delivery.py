@@ -23,6 +23,7 @@ from tests.servers_http import (
     environment,
     feedback,
     outcomes,
+    series,
     until,
 )
 from tests.test_broker import Subscriber, World
@@ -175,7 +176,7 @@ def test_a_store_that_cannot_commit_is_tried_again(world: World, serve: Any) -> 
     server.limit_files(1)
     done = threading.Thread(target=loop.broker.publish, args=(event("a"),))
     done.start()
-    until(lambda: server.get("/health/readiness").status == 503)
+    until(lambda: 0.0 in series(server.exposition(), "feedback_store_ready").values())
     server.limit_files(None)
     done.join()
     (outcome,) = loop.broker.outcomes("function")

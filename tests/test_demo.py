@@ -214,3 +214,22 @@ def test_no_server_outlives_a_failure(tmp_path: Path) -> None:
         fail()
     with pytest.raises(ConnectionRefusedError):
         clients[0].get("/health/liveness")
+
+
+# --- the demo of the whole loop ---------------------------------------------------------------
+
+
+def test_the_loop_with_a_broker_goes_as_it_should() -> None:
+    """Alerts fire and are resolved, everything counts once, and the function wakes from zero."""
+    completed = _run("examples/demo_broker.py")
+    said = completed.stdout
+    assert completed.returncode == 0, said + completed.stderr
+    fired, resolved = re.findall(
+        r"ALERT accuracy-low is (\w+): accuracy of \S+ is 0\.\d+ over 5m", said
+    )
+    assert (fired, resolved) == ("firing", "resolved")
+    assert said.count("asleep, exit status 0") == 3
+    assert re.search(r"DEAD LETTER \S+: HTTP 400", said)
+    assert "All as it should be." in said
+    assert "$(BIN)/python examples/demo_broker.py" in (ROOT / "Makefile").read_text()
+    shutil.rmtree(ROOT / said.split()[-1])
