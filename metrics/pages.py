@@ -21,7 +21,7 @@ from .errors import FeedbackMetricsError, NotFound, Refused, status_of
 from .payload import one_line
 from .scores import model_view
 from .scores.coverage import HALVES
-from .scores.view import ALL, task_of
+from .scores.view import ALL, segments_of, task_of
 from .state import ModelState
 from .windows import Window
 
@@ -123,12 +123,24 @@ def summary(app: App, model: str, state: ModelState) -> dict[str, Any]:
 
 
 def one_model(app: App, model: str, request: Request) -> dict[str, Any]:
-    """One model's view. Raises NotFound for an unknown one, Refused for a window not kept."""
+    """One model's view, perhaps of one segment.
+
+    Raises NotFound for an unknown model or value, Refused for a window or a key that is not kept.
+    """
     state = known_model(app, model)
     settings = app.models.of(model)
     window = window_called(request.args.get("window", ALL), settings.windows)
-    segments = bool(settings.segments)
-    return model_view(model, state, settings, app.now(), window, segments=segments, curves=True)
+    segment = request.args.get("segment", "")
+    if segment:
+        key = segment.partition("=")[0]
+        if key not in settings.segments:
+            kept = ", ".join(settings.segments) or "no key is; see FEEDBACK_SEGMENTS"
+            raise Refused("segment", f"the key {key[:40]!r} is not kept ({kept})")
+        if segment not in segments_of(state):
+            raise NotFound(f"no feedback for the segment {segment!r} of {model!r}")
+        return model_view(model, state, settings, app.now(), window, segment, curves=True)
+    slices = bool(settings.segments)
+    return model_view(model, state, settings, app.now(), window, segments=slices, curves=True)
 
 
 def known_model(app: App, model: str) -> ModelState:

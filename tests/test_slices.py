@@ -80,6 +80,23 @@ def test_a_segment_that_is_no_scalar_is_refused(server: OwnServer, tag: Any) -> 
     assert server.get("/v1/models/slices/refused/p/m").status == 404
 
 
+def test_a_segment_has_a_view_of_its_own(server: OwnServer) -> None:
+    """`?segment=key=value`: a key that is not kept is a mistake, an unseen value is not there."""
+    model = "slices/view/p/m"
+    for number in range(4):
+        body = feedback(1, number % 2)
+        assert server.event(body, attributes(f"{number}", model, country="ch")).status == 200
+    server.event(feedback(), attributes("other", model, country="nl"))
+    view = server.get(f"/v1/models/{model}?segment=country%3Dch&window=1h").json
+    assert (view["segment"], view["window"], view["rows"]) == ("country=ch", "1h", 4)
+    assert view["scores"]["accuracy"] == 0.5
+    assert view["confusion_matrix"]["matrix"] == [[0, 2], [0, 2]]
+    unknown = server.get(f"/v1/models/{model}?segment=planet%3Dearth")
+    assert (unknown.status, unknown.json["field"]) == (400, "segment")
+    assert "(country, plan)" in unknown.detail
+    assert server.get(f"/v1/models/{model}?segment=country%3Dmoon").status == 404
+
+
 def test_values_past_the_cap_share_a_segment(server: OwnServer) -> None:
     """A key has so many segments at most, and `__other__`; known ones go on being told apart."""
     model = "slices/many/p/m"

@@ -82,7 +82,7 @@ class Stored:
             raise NotFound(f"window: {window!r} is not kept; one of {', '.join((ALL, *kept))}")
         segments = bool(settings.segments)
         return model_view(
-            model, state, settings, clock.time(), kept.get(window), segments, curves=True
+            model, state, settings, clock.time(), kept.get(window), segments=segments, curves=True
         )
 
 

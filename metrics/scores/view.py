@@ -351,6 +351,7 @@ def model_view(
     settings: ModelSettings,
     now: float,
     window: Window | None = None,
+    segment: str = "",
     segments: bool = False,
     curves: bool = False,
 ) -> dict[str, Any]:
@@ -360,7 +361,7 @@ def model_view(
     """
     names = naming(state, settings)
     task = task_of(state, settings)
-    scored = score_vector(vector_of(state, window, now), task, settings, names)
+    scored = score_vector(vector_of(state, window, now, segment), task, settings, names)
     view: dict[str, Any] = {"id": model}
     view.update(
         zip(("namespace", "deployment", "predictor", "model"), model.split("/"), strict=True)
@@ -374,6 +375,8 @@ def model_view(
         intervals=scored.intervals,
         bounds=scored.bounds,
     )
+    if segment:
+        view["segment"] = segment
     view.update(_details(scored))
     if curves:
         view.update(_curve(scored))
@@ -383,8 +386,8 @@ def model_view(
         view["alerts"] = alerts_view(settings.alerts, state.constants)
     if segments:
         view["segments"] = [
-            _segment(segment, vector_of(state, window, now, segment), task, settings, names)
-            for segment in segments_of(state)
+            _segment(each, vector_of(state, window, now, each), task, settings, names)
+            for each in segments_of(state)
         ]
     return view
 
