@@ -376,12 +376,10 @@ def test_what_waits_is_bounded_in_size(function: Function) -> None:
 
 def test_the_housekeeping_lapses_by_itself(function: Function) -> None:
     """The committer's thread does what is due, without any event."""
-    from tests.test_store import within
-
     app = function.start()
     predict(app, "r", ROWS)
     function.now += 4000
-    assert within(20, lambda: fates(app)[0].get("unjoined") == 1)
+    until(lambda: fates(app)[0].get("unjoined") == 1)
 
 
 # --- bad input ------------------------------------------------------------------------------------
