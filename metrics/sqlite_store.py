@@ -663,7 +663,6 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
         journal = "truncate" if _on_network(path) else "wal"
     connection.execute(f"PRAGMA journal_mode = {journal}")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -8000")
     if not tables:
         connection.execute("BEGIN IMMEDIATE")
         if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from .counters import NO_LABELS, Increment, Labels, Number, Vector, add, unpack
@@ -184,6 +184,12 @@ class State(NamedTuple):
         return known.constants if known else {}
 
 
+@lru_cache(maxsize=65536)
+def _shared(labels: Labels) -> Labels:
+    """The same labels, as one object for all panes: most of them have the same cells."""
+    return labels
+
+
 class Mirror:
     """The content of a store as this process knows it. Not thread-safe: its store locks."""
 
@@ -234,7 +240,10 @@ class Mirror:
         for family, values in vector.items():
             cells = self._cells(model, pane, family)
             for labels, number in values.items():
-                cells[labels] = cells.get(labels, 0) + number
+                if labels in cells:
+                    cells[labels] += number
+                else:
+                    cells[_shared(labels)] = number
 
     def set_gauge(self, model: str, key: GaugeKey, gauge: Gauge) -> None:
         """Keep `gauge` unless a younger one is known."""
