@@ -186,7 +186,7 @@ class Joins:
         case, feedback = half.case, half.case.feedback
         kept = {*self.segments(case.model)}
         more: dict[str, Any] = {
-            "arrival": None if case.arrival == half.written else case.arrival,
+            "arrival": None if int(case.arrival) == int(half.written) else case.arrival,
             "unnamed": [name for name in IDENTITY if not case.extensions.get(name)],
             "extensions": {name: case.extensions[name] for name in kept & case.extensions.keys()},
             "tags": {name: feedback.tags[name] for name in kept & feedback.tags.keys()},
@@ -210,7 +210,7 @@ class Joins:
             (
                 half.kind[0],
                 model,
-                half.written,
+                int(half.written),  # nothing depends on less than a second, and it is many bytes
                 case.time,
                 prediction,
                 (truth.flat, truth.width, truth.names) if truth.rows else 0,
