@@ -1,19 +1,22 @@
 """Who posts events: verification of the OIDC token that a broker sends along, when asked for.
 
-Only asymmetric signatures of the issuer's published keys are taken. Keys come from the issuer's
-discovery document; PyJWT keeps them, and asks again when a token names one that it does not know.
+Only asymmetric signatures of the issuer's published keys are taken. Keys come by the issuer's
+discovery document, and are asked for again when a token names one that is not known. What the
+issuer does wrong is no verdict on a token: a broker is to try again.
 Source: OpenID Connect Discovery 1.0; RFC 7519; Knative Eventing's sender identity.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import threading
 import time as clock
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -27,16 +30,29 @@ LEEWAY_SECONDS = 30
 KEYS_SECONDS = 3600.0
 """How long keys are kept."""
 COOLDOWN_SECONDS = 10.0
-"""How often an unknown key has the issuer asked, at most."""
+"""How long an unknown key has the issuer not asked again, once it answered."""
+RETRY_SECONDS = 1.0
+"""How long it is not asked again, once it failed to answer."""
 FETCH_SECONDS = 5.0
 MAX_DOCUMENT = 1 << 20
-"""Bytes of a discovery document."""
+"""Bytes of a document of the issuer's."""
 MAX_TOKENS = 1000
 """Verified tokens that are remembered until they expire."""
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its own token and the cluster's certificate authority."""
 IN_CLUSTER = "kubernetes.default.svc"
+
+_NO_ANSWER = (
+    OSError,
+    HTTPException,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    jwt.PyJWTError,
+)
+"""What asking for keys raises where the issuer is away, or says what is no answer."""
 
 
 class Identity:
@@ -54,8 +70,11 @@ class Identity:
         self._now = now
         self._account = account
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._verified: dict[str, float] = {}
-        self._keys: jwt.PyJWKClient | None = None
+        self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._stale = self._ask_from = -math.inf
+        self._failure: Exception | None = None
 
     def knows(self, authorization: str) -> bool:
         """Whether this header was verified before and still holds. Never waits."""
@@ -73,19 +92,18 @@ class Identity:
         if scheme.lower() != "bearer" or not token:
             raise Unauthorized("authorization: missing; a bearer token is required")
         try:
-            if jwt.get_unverified_header(token).get("alg") not in ALGORITHMS:
+            head = jwt.get_unverified_header(token)
+            if head.get("alg") not in ALGORITHMS:
                 raise Unauthorized("authorization: the token's algorithm is not taken")
             claims = jwt.decode(
                 token,
-                self._client().get_signing_key_from_jwt(token),
+                self._key(head.get("kid")),
                 algorithms=ALGORITHMS,
                 audience=self._audience,
                 issuer=self._issuer,
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "aud", "iss"]},
             )
-        except jwt.PyJWKClientConnectionError as error:
-            raise _unreachable(error) from None
         except jwt.PyJWTError as error:
             raise Unauthorized(f"authorization: {error}") from None
         with self._lock:
@@ -93,45 +111,54 @@ class Identity:
                 self._verified.clear()
             self._verified[authorization] = float(claims["exp"])
 
-    def _client(self) -> jwt.PyJWKClient:
-        """What keeps the issuer's keys. Raises Unavailable where it cannot be found."""
-        with self._lock:
-            if self._keys is None:
-                headers, context = self._account_of_pod()
-                request = Request(
-                    f"{self._issuer.rstrip('/')}/.well-known/openid-configuration", headers=headers
-                )
+    def _key(self, id: str | None) -> jwt.PyJWK:
+        """The issuer's key of that id. Those who wait for one answer of the issuer share it.
+
+        Raises Unauthorized where the issuer has no such key, Unavailable where it does not say.
+        """
+        if (key := self._fresh(id)) is not None:
+            return key
+        with self._asking:
+            if (key := self._fresh(id)) is None and clock.monotonic() >= self._ask_from:
                 try:
-                    with urlopen(request, timeout=FETCH_SECONDS, context=context) as answer:
-                        document = json.loads(answer.read(MAX_DOCUMENT))
-                    if document["issuer"] != self._issuer:
-                        raise ValueError(f"it calls itself {document['issuer']!r}")
-                    self._keys = jwt.PyJWKClient(
-                        document["jwks_uri"],
-                        lifespan=KEYS_SECONDS,
-                        headers=headers,
-                        timeout=FETCH_SECONDS,
-                        ssl_context=context,
-                        cooldown_duration=COOLDOWN_SECONDS,
-                    )
-                except (OSError, HTTPException, LookupError, TypeError, ValueError) as error:
-                    raise _unreachable(error) from None
-                except jwt.PyJWTError as error:
-                    raise _unreachable(error) from None
-            return self._keys
+                    self._keys, self._failure = self._published(), None
+                    self._stale = clock.monotonic() + KEYS_SECONDS
+                    self._ask_from = clock.monotonic() + COOLDOWN_SECONDS
+                except _NO_ANSWER as error:
+                    self._failure = error
+                    self._ask_from = clock.monotonic() + RETRY_SECONDS
+                key = self._fresh(id)
+            if key is not None:
+                return key
+            if self._failure is not None:
+                raise Unavailable(f"the issuer of tokens cannot be asked: {self._failure}")
+            raise Unauthorized("authorization: the issuer has no key of the token's")
+
+    def _fresh(self, id: str | None) -> jwt.PyJWK | None:
+        return self._keys.get(id) if clock.monotonic() < self._stale else None
+
+    def _published(self) -> dict[str | None, jwt.PyJWK]:
+        """The keys for signatures that the issuer names now, by id."""
+        headers, context = self._account_of_pod()
+
+        def document(url: str) -> Any:
+            if urlsplit(url).scheme not in ("http", "https"):
+                raise ValueError(f"its keys are at {url!r}")
+            request = Request(url, headers=headers)
+            with urlopen(request, timeout=FETCH_SECONDS, context=context) as answer:
+                return json.loads(answer.read(MAX_DOCUMENT))
+
+        found = document(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        if found["issuer"] != self._issuer:
+            raise ValueError(f"it calls itself {found['issuer']!r}")
+        keys = jwt.PyJWKSet.from_dict(document(found["jwks_uri"])).keys
+        return {key.key_id: key for key in keys if key.public_key_use in ("sig", None)}
 
     def _account_of_pod(self) -> tuple[dict[str, str], ssl.SSLContext | None]:
         """What a cluster's own API server wants of who asks; nothing for any other issuer."""
         host = urlsplit(self._issuer).hostname or ""
         if host != IN_CLUSTER and not host.startswith(f"{IN_CLUSTER}."):
             return {}, None
-        try:
-            token = (self._account / "token").read_text().strip()
-            context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
-        except OSError as error:
-            raise _unreachable(error) from None
+        token = (self._account / "token").read_text().strip()
+        context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
         return {"authorization": f"Bearer {token}"}, context
-
-
-def _unreachable(error: Exception) -> Unavailable:
-    return Unavailable(f"the issuer of tokens cannot be asked: {error}")

@@ -6,9 +6,11 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,14 @@ class Issuer:
         self.keys: dict[str, Any] = {}
         self.asked: list[str] = []
         self.down = False
+        self.instead: dict[str, Any] = {}
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked.append(self.path)
-                found = issuer.documents().get(self.path)
-                body = json.dumps(found).encode()
+                found = {**issuer.documents(), **issuer.instead}.get(self.path)
+                body = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(503 if issuer.down else 200 if found else 404)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -209,7 +212,9 @@ def test_rotated_keys_are_asked_for(issuer: Issuer, monkeypatch: pytest.MonkeyPa
     issuer.rotate("second")
     until(lambda: _verifies(ours, f"Bearer {issuer.token()}"))
     ours.verify(old)
-    monkeypatch.setattr(ours._keys, "cooldown_duration", 3600.0)
+    monkeypatch.setattr(identity, "COOLDOWN_SECONDS", 3600.0)
+    nobody = f"Bearer {issuer.token(head={'kid': 'nobody'})}"
+    until(lambda: not _verifies(ours, nobody) and ours._ask_from > time.monotonic() + 60)
     asked = len(issuer.asked)
     for _ in range(20):
         assert not _verifies(ours, f"Bearer {issuer.token(head={'kid': 'nobody'})}")
@@ -224,8 +229,11 @@ def _verifies(ours: Identity, header: str) -> bool:
     return True
 
 
-def test_an_issuer_that_cannot_be_asked_is_no_verdict(issuer: Issuer) -> None:
+def test_an_issuer_that_cannot_be_asked_is_no_verdict(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A broker is to try again; what is known stays known."""
+    monkeypatch.setattr(identity, "RETRY_SECONDS", 0.0)
     ours = verifier(issuer)
     issuer.down = True
     with pytest.raises(Unavailable, match="cannot be asked"):
@@ -237,6 +245,63 @@ def test_an_issuer_that_cannot_be_asked_is_no_verdict(issuer: Issuer) -> None:
     ours.verify(f"Bearer {issuer.token()}")
     issuer.down = True
     ours.verify(f"Bearer {issuer.token(jti='x')}")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"/keys": {"keys": []}},
+        {"/keys": {"keys": ["x"]}},
+        {"/keys": {"keys": [{"kty": "RSA", "kid": "first"}]}},
+        {"/keys": {"error": "to be fixed"}},
+        {"/keys": ["x"]},
+        {"/keys": b"<html>"},
+        {"/keys": None},
+        {"/.well-known/openid-configuration": b"<html>"},
+        {"/.well-known/openid-configuration": ["x"]},
+        {"/.well-known/openid-configuration": {"issuer": "ours"}},
+        {"/.well-known/openid-configuration": {"issuer": "ours", "jwks_uri": 1}},
+        {"/.well-known/openid-configuration": {"issuer": "ours", "jwks_uri": "file:///keys"}},
+    ],
+)
+def test_an_issuers_faults_are_no_verdict(
+    issuer: Issuer, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A good event is not dead-lettered because its issuer says nonsense for a while."""
+    monkeypatch.setattr(identity, "RETRY_SECONDS", 0.0)
+    ours = verifier(issuer)
+    for path, document in changed.items():
+        ours_named = isinstance(document, dict) and document.get("issuer") == "ours"
+        issuer.instead[path] = {**document, "issuer": issuer.url} if ours_named else document
+    with pytest.raises(Unavailable, match="cannot be asked"):
+        ours.verify(f"Bearer {issuer.token()}")
+    issuer.instead.clear()
+    ours.verify(f"Bearer {issuer.token()}")
+
+
+def test_those_who_wait_for_the_issuer_wait_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that hangs is asked once for all of them, not for one after the other."""
+    monkeypatch.setattr(identity, "FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(identity, "RETRY_SECONDS", 3600.0)
+    with socket.create_server(("127.0.0.1", 0)) as hanging, ThreadPoolExecutor(8) as pool:
+        ours = Identity(AUDIENCE, f"http://127.0.0.1:{hanging.getsockname()[1]}")
+        asked = [pool.submit(ours.verify, _unsigned()) for _ in range(8)]
+        assert {type(future.exception()) for future in asked} == {Unavailable}
+        hanging.accept()[0].close()
+        hanging.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hanging.accept()
+
+
+def test_a_known_key_waits_for_nobody(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the issuer is asked for another, as anyone can have it asked."""
+    monkeypatch.setattr(identity, "COOLDOWN_SECONDS", 0.0)
+    ours = verifier(issuer)
+    ours.verify(f"Bearer {issuer.token()}")
+    with ours._asking:
+        ours.verify(f"Bearer {issuer.token(jti='x')}")
 
 
 def test_the_clusters_issuer_is_asked_as_the_pod(tmp_path: Path) -> None:
@@ -291,7 +356,7 @@ def test_an_issuer_that_is_down_is_a_503(tmp_path: Path, issuer: Issuer) -> None
         answer = _post(server, issuer.token(), body)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         issuer.down = False
-        assert _post(server, issuer.token(), body).status == 200
+        until(lambda: _post(server, issuer.token(), body).status == 200)
 
 
 def _post(server: Server, token: str, body: bytes) -> Any:
