@@ -1,22 +1,20 @@
 """The one flow: decode -> evaluate -> commit (durable when it returns) -> reply.
 
-`App` knows HTTP's and CloudEvents' words but no transport: `post` is a coroutine for
-asynchronous hosts, `post_sync` its twin for threads, and both are `intake`, the committer, and
-`answer`. Every error leaves through `problem`.
+`App` knows HTTP's and CloudEvents' words but no transport: `post` is `intake` and the committer,
+and what it hands back after the commit makes the answer, in whichever thread the host likes.
+`post_sync` waits for it. Every error leaves through `problem`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 import time as clock
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from os import urandom
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -113,6 +111,11 @@ class Request:
 
 EMPTY = Response(202, [], b"")
 
+Finish = Callable[[], "Response | None"]
+"""Makes an answer after a commit; None where that takes one more commit first."""
+Tell = Callable[[Finish], None]
+"""Is told how to finish a request, from the committer's thread."""
+
 
 class App:
     """One function: settings, a store, and the flow between them."""
@@ -205,14 +208,12 @@ class App:
 
     # --- POST / ------------------------------------------------------------------------------
 
-    async def denied(self, headers: Mapping[str, str]) -> Response | None:
-        """The answer to who may not post events; None for who may. Never holds up the loop."""
-        if self.identity is None or self.identity.knows(headers.get("authorization", "")):
-            return None
-        return await asyncio.to_thread(self.denied_sync, headers)
+    def may_post(self, headers: Mapping[str, str]) -> bool:
+        """Whether who sends these may post events, as far as is known. Never waits."""
+        return self.identity is None or self.identity.knows(headers.get("authorization", ""))
 
-    def denied_sync(self, headers: Mapping[str, str]) -> Response | None:
-        """`denied`, for a host that gives each request a thread."""
+    def denied(self, headers: Mapping[str, str]) -> Response | None:
+        """The answer to who may not post events; None for who may. May wait for the issuer."""
         try:
             if self.identity is not None:
                 self.identity.verify(headers.get("authorization", ""))
@@ -220,63 +221,53 @@ class App:
             return problem(error)
         return None
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
-        """The answer to `POST /`; awaits the commit without holding a thread."""
-        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            request = self.intake(headers, body)
-            if not request.counted:
-                return EMPTY
-            work = Work([each.entry for each in request.counted], partial(_later, waiter))
-            self.committer.submit(work)
-            return self.answer(request, await waiter, work.entries)
-        except Refused as error:
-            return await self.refuse(error)
-        except Exception as error:
-            return problem(error)
-
-    async def refuse(self, error: Refused) -> Response:
-        """The answer to an event that can never be counted, once it is counted as rejected."""
-        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            self.committer.submit(Work([self._rejection(error)], partial(_later, waiter)))
-            await waiter
-        except Unavailable:
-            pass  # the answer stays: no retry can mend the event
-        return problem(error)
-
-    def post_sync(self, headers: Mapping[str, str], body: bytes) -> Response:
-        """The answer to `POST /`, for a host that gives each request a thread."""
+    def post(self, headers: Mapping[str, str], body: bytes, tell: Tell) -> Response | None:
+        """The answer to `POST /`, or None: then `tell` is told once how to finish it."""
         try:
             request = self.intake(headers, body)
             if not request.counted:
                 return EMPTY
             entries = [each.entry for each in request.counted]
-            return self.answer(request, self._commit(entries), entries)
+            self._submit(entries, partial(self._finish, request, entries), tell)
+            return None
         except Refused as error:
-            return self.refuse_sync(error)
+            return self.refuse(error, tell)
         except Exception as error:
             return problem(error)
 
+    def refuse(self, error: Refused, tell: Tell) -> Response | None:
+        """As `post`, the answer to an event that can never be counted, which is counted first."""
+        answer = problem(error)
+        try:
+            self._submit([self._rejection(error)], lambda *_: answer, tell)
+            return None
+        except Unavailable:
+            return answer  # no retry can mend the event
+
+    def post_sync(self, headers: Mapping[str, str], body: bytes) -> Response:
+        """The answer to `POST /`, for a host that gives each request a thread."""
+        return _waited(partial(self.post, headers, body))
+
     def refuse_sync(self, error: Refused) -> Response:
         """`refuse`, for a host that gives each request a thread."""
+        return _waited(partial(self.refuse, error))
+
+    def _submit(
+        self, entries: list[Entry], finish: Callable[[Any, Tell], Response | None], tell: Tell
+    ) -> None:
+        """Have `entries` committed, and `finish` called with what became of them."""
+        self.committer.submit(Work(entries, lambda verdict: tell(partial(finish, verdict, tell))))
+
+    def _finish(
+        self, request: Request, entries: Sequence[Entry], verdict: Any, tell: Tell
+    ) -> Response | None:
+        """The answer once the commit told its verdict."""
         try:
-            self._commit([self._rejection(error)])
-        except Unavailable:
-            pass  # the answer stays: no retry can mend the event
-        return problem(error)
-
-    def _commit(self, entries: list[Entry]) -> Any:
-        done = threading.Event()
-        outcome: list[Any] = []
-
-        def tell(verdict: Any) -> None:
-            outcome.append(verdict)
-            done.set()
-
-        self.committer.submit(Work(entries, tell))
-        done.wait()
-        return outcome[0]
+            return self.answer(request, verdict, entries)
+        except Refused as error:
+            return self.refuse(error, tell)
+        except Exception as error:
+            return problem(error)
 
     def intake(self, headers: Mapping[str, str], body: bytes) -> Request:
         """Decode and evaluate a request. Raises Refused; nothing is counted yet.
@@ -553,6 +544,15 @@ class App:
         return cached[2] + b',"increment":' + orjson.dumps(_readable(increment)) + b"}"
 
 
+def _waited(begin: Callable[[Tell], Response | None]) -> Response:
+    """The answer to what may have to wait for a commit, or two."""
+    told: SimpleQueue[Finish] = SimpleQueue()
+    answer = begin(told.put)
+    while answer is None:
+        answer = told.get()()
+    return answer
+
+
 def problem(error: BaseException) -> Response:
     """The answer to a request that failed: `application/problem+json` with a one-line reason.
 
@@ -643,42 +643,6 @@ def _readable(increment: Increment) -> dict[str, Any]:
                 at = at.setdefault(label, {})
             at[labels[-1]] = value
     return readable
-
-
-# --- waking coroutines from the committer's thread --------------------------------------------
-
-
-class _Wakers:
-    """Hands verdicts to event loops: one wake-up for all that a commit tells at once."""
-
-    def __init__(self) -> None:
-        self._told: dict[asyncio.AbstractEventLoop, deque[tuple[asyncio.Future[Any], Any]]] = {}
-
-    def tell(self, waiter: asyncio.Future[Any], verdict: Any) -> None:
-        loop = waiter.get_loop()
-        told = self._told.get(loop)
-        if told is None:
-            told = self._told[loop] = deque()
-        told.append((waiter, verdict))
-        if len(told) == 1:
-            try:
-                loop.call_soon_threadsafe(self._wake, told)
-            except RuntimeError:
-                told.clear()  # the loop is gone, and its waiters with it
-
-    @staticmethod
-    def _wake(told: deque[tuple[asyncio.Future[Any], Any]]) -> None:
-        while told:
-            waiter, verdict = told.popleft()
-            if not waiter.done():  # its client may have given up
-                waiter.set_result(verdict)
-
-
-_wakers = _Wakers()
-
-
-def _later(waiter: asyncio.Future[Any], verdict: Any) -> None:
-    _wakers.tell(waiter, verdict)
 
 
 __all__ = ["App", "FeedbackMetricsError", "Overloaded", "Response", "problem"]

@@ -83,6 +83,10 @@ class Committer:
         self._waiting = 0
         self._wake = threading.Condition()
         self._closing = False
+        self._ready = False
+        """Whether what is queued is to be committed now."""
+        self.gather: Callable[[], None] | None = None
+        """Of a host that knows when no more requests are at hand: told of each, it calls `go`."""
         self._healthy = True
         self._pending_digests: set[bytes] = set()
         self._attempts = FLUSH_ATTEMPTS
@@ -112,10 +116,22 @@ class Committer:
                 verdicts = self._take(work)
             self._queue.append(work)
             self._count(len(work.entries))
-            if not self._interval or self._waiting * 2 > self._max_queue:
-                self._wake.notify()
+            if self.gather is None or self._waiting * 2 > self._max_queue:
+                self._go()
         if verdicts is not None:
             work.done(verdicts)
+        elif self.gather is not None:
+            self.gather()
+
+    def go(self) -> None:
+        """Commit what is queued, as soon as the last commit is done."""
+        with self._wake:
+            self._go()
+
+    def _go(self) -> None:
+        if not self._interval or self._waiting * 2 > self._max_queue:
+            self._ready = True
+            self._wake.notify()
 
     def close(self) -> None:
         """Commit what is queued and stop the thread; further work is refused."""
@@ -145,7 +161,7 @@ class Committer:
                 if not self._closing and not full:
                     until = self._interval if self._healthy else PROBE_SECONDS
                     self._wake.wait(min(until, self._interval))
-            elif not self._queue and not self._closing:
+            elif not (self._queue and self._ready) and not self._closing:
                 self._wake.wait(PROBE_SECONDS if not self._healthy else HOUSEKEEPING_SECONDS)
             if not self._queue:
                 return None if self._closing else []
@@ -161,6 +177,7 @@ class Committer:
                 size += len(work.entries)
                 batch.append(work)
             self._count(-size)
+            self._ready = self._ready and bool(self._queue)
             return batch
 
     def _count(self, more: int) -> None:

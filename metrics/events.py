@@ -95,9 +95,8 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
     if "%" in text or not text.isascii():
         for name, value in attributes.items():
             attributes[name] = _header_text(value, f"ce-{name}")
-    event = _event(attributes, "ce-")
-    event.body = body
-    return [event], False
+        text = "".join(attributes.values())
+    return [_event(attributes, text, "ce-", body)], False
 
 
 @lru_cache(maxsize=64)
@@ -134,7 +133,7 @@ def _structured(value: Any, where: str) -> Event:
             raise Refused(f"{where}{one_line(name, 64)}", "must be a string, integer or boolean")
         _check_name(name, where)
         attributes[name] = text
-    event = _event(attributes, where)
+    event = _event(attributes, "".join(attributes.values()), where)
     if "data_base64" in value:
         if "data" in value or type(value["data_base64"]) is not str:
             raise Refused(f"{where}data_base64", "must be the only data, a base64 string")
@@ -147,31 +146,31 @@ def _structured(value: Any, where: str) -> Event:
     return event
 
 
-def _event(attributes: dict[str, str], where: str) -> Event:
-    """The event with these attributes, checked; takes those of its core out of `attributes`."""
-    everything = "".join(attributes.values())
+def _event(
+    attributes: dict[str, str], everything: str, where: str, body: bytes | None = None
+) -> Event:
+    """The event with these attributes, checked; takes those of its core out of `attributes`.
+
+    `everything` is what they all say, in one.
+    """
     if len(everything) > _MAX_ATTRIBUTE or not everything.isprintable():
         for name, text in attributes.items():
             if len(text) > _MAX_ATTRIBUTE:
                 raise Refused(f"{where}{name}", f"{len(text)} characters; at most {_MAX_ATTRIBUTE}")
             _check_text(text, f"{where}{name}")
     take = attributes.pop
-    required = id, source, type, version = [take(name, "") for name in _REQUIRED]
-    if not all(required):
-        name = _REQUIRED[required.index("")]
+    id, source, type = take("id", ""), take("source", ""), take("type", "")
+    version = take("specversion", "")
+    if not (id and source and type and version):
+        name = _REQUIRED[(id, source, type, version).index("")]
         raise Refused(f"{where}{name}", "missing: it is required of a CloudEvent")
     if version not in ("1.0", "0.3"):
         raise Refused(f"{where}specversion", "must be 1.0")
     time = take("time", None)
     for name in _UNUSED:
         take(name, None)
-    return Event(
-        id,
-        source,
-        type,
-        None if time is None else parse_time(time, f"{where}time"),
-        attributes,
-    )
+    moment = None if time is None else parse_time(time, f"{where}time")
+    return Event(id, source, type, moment, attributes, body)
 
 
 def _check_name(name: str, where: str) -> None:
@@ -232,14 +231,22 @@ def format_time(seconds: int) -> str:
 
 def carried(extensions: Mapping[str, str]) -> dict[str, str]:
     """The extension attributes that an emitted event takes over from the one it answers."""
-    return {name: text for name, text in extensions.items() if not name.startswith("knative")}
+    return {name: text for name, text in extensions.items() if name[:7] != "knative"}
 
 
 def binary_headers(attributes: Mapping[str, str]) -> list[tuple[str, str]]:
     """The headers of an event in binary mode whose data is JSON."""
     headers = [("content-type", JSON), ("ce-specversion", "1.0")]
-    headers += [(f"ce-{name}", _encoded(text)) for name, text in attributes.items()]
+    headers += [
+        (_header(name), text if text.isascii() and text.isalnum() else _encoded(text))
+        for name, text in attributes.items()
+    ]
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _header(name: str) -> str:
+    return f"ce-{name}"
 
 
 @lru_cache(maxsize=4096)

@@ -73,7 +73,7 @@ def answer(app: App, context: Context) -> Response:
         except Exception as error:  # parliament would send its text to the caller
             return as_flask(problem(error))
     headers = {name.lower(): value for name, value in request.headers.items()}
-    denied = app.denied_sync(headers)
+    denied = app.denied(headers)
     if denied is not None:
         return as_flask(denied)
     limit = app.settings.max_body

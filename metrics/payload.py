@@ -139,10 +139,9 @@ def parse(event: Any) -> Feedback:
         reward=reward,
         raw=event,
     )
-    for where, part in (("", event), ("response", response), ("truth", truth)):
-        meta = part.get("meta") if part else None
-        if meta is not None:
-            read_meta(meta, f"{where}.meta" if where else "meta", feedback)
+    for where, part in (("meta", event), ("response.meta", response), ("truth.meta", truth)):
+        if part and "meta" in part and part["meta"] is not None:
+            read_meta(part["meta"], where, feedback)
     return feedback
 
 
@@ -150,6 +149,8 @@ def message(value: Any, where: str) -> Values:
     """The values of one message M. Raises Refused, naming a field below `where`."""
     if type(value) is not dict:
         raise Refused(where, "must be a JSON object")
+    if "data" in value:
+        return _seldon_data(value["data"], where + ".data")
     for key, read in _MESSAGE_FORMS.items():
         if key in value:
             return read(value[key], f"{where}.{key}")
@@ -177,13 +178,16 @@ def check_label(text: str, where: str) -> str:
 def _seldon_data(data: Any, where: str) -> Values:
     if type(data) is not dict:
         raise Refused(where, "must be a JSON object")
-    for key, read in _DATA_FORMS.items():
-        if key in data:
-            values = read(data[key], f"{where}.{key}")
-            if data.get("names"):
-                values.names = _names(data["names"], f"{where}.names", values.width)
-            return values
-    raise Refused(where, f"none of {', '.join(_DATA_FORMS)} in it")
+    if "ndarray" in data:
+        values = _array(data["ndarray"], where + ".ndarray")
+    else:
+        key = next((key for key in _DATA_FORMS if key in data), None)
+        if key is None:
+            raise Refused(where, f"none of {', '.join(_DATA_FORMS)} in it")
+        values = _DATA_FORMS[key](data[key], f"{where}.{key}")
+    if data.get("names"):
+        values.names = _names(data["names"], f"{where}.names", values.width)
+    return values
 
 
 def _names(names: Any, where: str, width: int) -> tuple[str, ...] | None:
@@ -269,8 +273,11 @@ def _array(value: Any, where: str) -> Values:
         return _flat([value], where)
     if not value:
         raise Refused(where, "has no rows")
-    if type(value[0]) is not list:
+    first = value[0]
+    if type(first) is not list:
         return _flat(value, where)
+    if len(value) == 1 and len(first) > 1:
+        return _flat(first, where, len(first))
     # among many rows of several columns only strings and objects pass as rows, and `_flat` tells
     if (len(value) < _MANY or len(value[0]) == 1) and set(map(type, value)) != {list}:
         raise Refused(where, "mixes rows and scalars")

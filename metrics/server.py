@@ -1,132 +1,44 @@
-"""Our own host: granian's asynchronous RSGI workers, with the short path for `POST /`.
+"""Our own host: an asynchronous server with the short path for `POST /`.
 
-The short path does no more than it must: read headers and body, `App.post`, answer. Liveness and
-readiness are answered beside it, since the kubelet asks before the first event. All else goes to
-the Flask app, in a thread, which is made when first needed.
+One thread reads, evaluates and answers; while the committer's thread commits, the next requests
+gather. Liveness and readiness are answered at once, since the kubelet asks before the first event.
+All else goes to the Flask app, in a thread, which is made when first needed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
-import mmap
-import multiprocessing
-import os
+import logging
 import signal
-import sys
+import socket
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
-from .app import App, Response, problem
+from httptools import HttpParserInvalidURLError, parse_url
+
+from .app import App, Finish, Response, problem
 from .config import Settings
-from .errors import (
-    ConfigurationError,
-    FeedbackMetricsError,
-    Refused,
-    StoreUnavailable,
-    TooLarge,
-)
-from .host import build, configure_logging
+from .errors import ConfigurationError, NotFound, StoreUnavailable, TooLarge
+from .host import build
+from .http1 import PATIENCE_SECONDS, Connection, Request
 from .server_stats import ServerStats
+from .workers import end_by_signal, supervise
+
+logger = logging.getLogger("metrics.server")
+
+GATHER_SECONDS = 0.02
+"""How long requests that keep coming put off their commit, at most."""
+BACKLOG = 2048
+ACCEPTED_AT_ONCE = 8
+"""Connections that one look at the socket takes: other workers are to get some of them, too."""
 
 _OK = Response(200, [("content-type", "text/plain")], b"OK")
-
-
-class Service:
-    """One worker's RSGI application. Source: granian's RSGI specification, 1.5."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._limit = app.settings.max_body
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pages")
-
-    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Commit and close once the requests under way are answered."""
-        self._app.close()
-
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        """Answer one request."""
-        if scope.proto != "http":
-            return
-        if scope.method == "POST" and scope.path == "/":
-            response = await self._post(scope, protocol)
-        elif scope.path == "/health/readiness":
-            response = _OK if self._app.ready else _NOT_READY
-        elif scope.path == "/health/liveness":
-            response = _OK
-        else:
-            response = await self._page(scope, protocol)
-        protocol.response_bytes(*response)
-
-    async def _post(self, scope: Any, protocol: Any) -> Response:
-        headers = dict(scope.headers.items())
-        denied = await self._app.denied(headers) if self._app.identity else None
-        body = await self._body(headers, protocol)
-        if denied is not None:
-            return denied
-        if isinstance(body, TooLarge):
-            return await self._app.refuse(body)
-        if len(headers) < len(scope.headers):  # granian leaves out values that are not ASCII
-            for name in scope.headers.keys() - headers.keys():
-                if name.startswith("ce-"):
-                    reason = "not ASCII; CloudEvents percent-encodes what is not"
-                    return await self._app.refuse(Refused(name, reason))
-        return await self._app.post(headers, body)
-
-    async def _body(self, headers: dict[str, str], protocol: Any) -> bytes | TooLarge:
-        """The request's body, or the error of one that is too large, which is never held."""
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) <= self._limit:
-            body: bytes = await protocol()
-            return body
-        size = 0
-        parts: list[bytes] = []
-        async for part in protocol:
-            size += len(part)
-            if size <= self._limit:
-                parts.append(part)
-            else:
-                parts.clear()  # read on to the end, so that the client gets to hear the answer
-        if size > self._limit:
-            return TooLarge("data", f"{size} bytes; at most {self._limit} are taken")
-        return b"".join(parts)
-
-    # --- pages ---------------------------------------------------------------------------------
-
-    @cached_property
-    def _flask(self) -> Any:
-        from .host import flask_app
-
-        return flask_app(self._app)
-
-    async def _page(self, scope: Any, protocol: Any) -> Response:
-        headers = dict(scope.headers.items())
-        body = await self._body(headers, protocol)
-        if isinstance(body, TooLarge):
-            return problem(body)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._call_flask, scope, headers, body)
-
-    def _call_flask(self, scope: Any, headers: dict[str, str], body: bytes) -> Response:
-        from werkzeug.test import EnvironBuilder, run_wsgi_app
-
-        try:
-            environ = EnvironBuilder(
-                path=quote(scope.path),
-                query_string=scope.query_string,
-                method=scope.method,
-                headers=list(headers.items()),
-                data=body,
-            ).get_environ()
-            chunks, status, answered = run_wsgi_app(self._flask, environ, buffered=True)
-            lower = [(name.lower(), value) for name, value in answered.items()]
-            return Response(int(status.partition(" ")[0]), lower, b"".join(chunks))
-        except Exception as error:
-            return problem(error)
-
-
 _NOT_READY = problem(StoreUnavailable("other", "the store cannot commit"))
 
 
@@ -135,66 +47,234 @@ def serve(settings: Settings) -> None:
 
     Raises ConfigurationError or StoreUnusable where no retry can help.
     """
-    from granian.constants import Interfaces
-    from granian.http import HTTP1Settings
-    from granian.server import MPServer
-
-    if settings.workers > 1:
-        build(settings).close()  # what no worker could mend must not be respawned for ever
-    multiprocessing.set_start_method("fork", force=True)  # workers share memory and a closure
-    _let_signals_end_young_workers()
+    end_by_signal()
+    listener = _bound(settings)
     stats = ServerStats(settings.workers)
-    hopeless = mmap.mmap(-1, 1)  # set by a worker that no restart could mend
+    work = partial(_work, settings, stats, listener)
+    if settings.workers > 1:
+        build(settings).close()  # what no worker could mend must not be tried by all of them
+        supervise(settings.workers, work)
+    else:
+        work()
 
-    def load() -> Service:
-        configure_logging(settings.log_level)
-        stats.claim()
-        try:
-            service = Service(build(settings, stats))
-            gc.freeze()  # what was imported and restored lives as long as the process
-            gc.set_threshold(20_000, 20, 50)  # events make no cycles: look for them seldom
-            return service
-        except FeedbackMetricsError as error:
-            print(f"feedback-metrics: {error}", file=sys.stderr)
-            hopeless[0] = 1
-            sys.exit(2)
 
-    server = MPServer(
-        "metrics",
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.RSGI,
-        workers=settings.workers,
-        websockets=False,
-        http1_settings=HTTP1Settings(pipeline_flush=False),
-        respawn_failed_workers=settings.workers > 1,
-        backpressure=4096,
-        log_level="critical",  # type: ignore[arg-type]
-    )
+def _bound(settings: Settings) -> socket.socket:
+    """A socket at the address that is to be served. Raises ConfigurationError."""
     try:
-        server.serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]
-    except RuntimeError as error:  # granian's where it cannot bind: the reason, and a backtrace
-        reason = str(error).partition("\n")[0]
-        raise ConfigurationError(f"PORT: {settings.host}:{settings.port}: {reason}") from None
-    except SystemExit:
-        sys.exit(2 if hopeless[0] else 1)
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
+        return listener
+    except OSError as error:
+        raise ConfigurationError(f"PORT: {settings.host}:{settings.port}: {error}") from None
 
 
-def _let_signals_end_young_workers() -> None:
-    """Have a signal that finds a worker before it serves end it, as it has nothing to finish yet.
+def _work(settings: Settings, stats: ServerStats, listener: socket.socket) -> None:
+    """Serve in this process."""
+    stats.claim()
+    service = Service(build(settings, stats))
+    gc.freeze()  # what was imported and restored lives as long as the process
+    gc.set_threshold(20_000, 20, 50)  # events make no cycles: look for them seldom
+    asyncio.run(_until_signalled(service, listener))
 
-    A forked worker inherits granian's handlers of the parent, which would note the signal in the
-    worker's copy of an event that nobody waits for: the parent would wait for that worker for ever.
-    """
-    ends = (signal.SIGINT, signal.SIGTERM)
 
-    def in_child() -> None:
-        for number in ends:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+async def _until_signalled(service: Service, listener: socket.socket) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await service.serve(listener, stopped)
 
-    os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ends),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ends),
-        after_in_child=in_child,
-    )
+
+class Service:
+    """One worker: its app, its connections, and what hands commits' answers back to them."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._connections: set[Connection] = set()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pages")
+        self._told: deque[tuple[Connection, Finish]] = deque()
+        self._gathering = self._more = False
+        self._gathered_since = 0.0
+
+    async def serve(self, listener: socket.socket, stopped: asyncio.Event) -> None:
+        """Serve until `stopped`; return when all is answered, committed and closed."""
+        self._loop = loop = asyncio.get_running_loop()
+        self._app.committer.gather = self._gather
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        loop.add_reader(listener, self._accept, listener)
+        sweeping = loop.create_task(self._sweep())
+        try:
+            await stopped.wait()
+        finally:
+            loop.remove_reader(listener)
+            listener.close()
+        for connection in tuple(self._connections):
+            connection.stop()
+        while self._connections:
+            await asyncio.sleep(0.01)
+        sweeping.cancel()
+        self._app.close()
+
+    # --- connections -------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                logger.error("no more connections: %s", error)
+                self._loop.remove_reader(listener)
+                self._loop.call_later(1, self._accept_again, listener)
+                return
+            client.setblocking(False)
+            limit = self._app.settings.max_body
+            made = partial(Connection, self._handle, limit, self._connections)
+            self._loop.create_task(self._loop.connect_accepted_socket(made, client))
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(PATIENCE_SECONDS)
+            for connection in tuple(self._connections):
+                connection.sweep()
+
+    # --- requests ----------------------------------------------------------------------------
+
+    def _handle(self, connection: Connection, request: Request) -> None:
+        if request.method == "POST" and request.target == b"/":
+            self._post(connection, request)
+            return
+        try:
+            url = parse_url(request.target)
+        except HttpParserInvalidURLError:
+            connection.answer(*problem(NotFound("no such path")))
+            return
+        path = url.path or b"/"
+        if request.method == "POST" and path == b"/":
+            self._post(connection, request)
+        elif path == b"/health/readiness":
+            connection.answer(*(_OK if self._app.ready else _NOT_READY))
+        elif path == b"/health/liveness":
+            connection.answer(*_OK)
+        else:
+            page = partial(self._page, request, path, url.query or b"")
+            self._aside(connection, page, self._threads)
+
+    def _post(self, connection: Connection, request: Request) -> None:
+        if self._app.may_post(request.headers):
+            self._take(connection, request)
+        else:
+            denied = partial(self._app.denied, request.headers)
+            self._aside(connection, denied, None, request)
+
+    def _take(self, connection: Connection, request: Request) -> None:
+        tell = partial(self._tell, connection)
+        if request.size > self._app.settings.max_body:
+            answer = self._app.refuse(_too_large(request, self._app), tell)
+        else:
+            answer = self._app.post(request.headers, request.body, tell)
+        if answer is not None:
+            connection.answer(*answer)
+
+    def _aside(
+        self,
+        connection: Connection,
+        work: Callable[[], Response | None],
+        threads: ThreadPoolExecutor | None,
+        then: Request | None = None,
+    ) -> None:
+        """Answer with what `work` makes in a thread; where that is None, go on with `then`."""
+
+        def done(future: asyncio.Future[Response | None]) -> None:
+            answer = future.result()
+            if answer is not None:
+                connection.answer(*answer)
+            elif then is not None:
+                self._take(connection, then)
+
+        self._loop.run_in_executor(threads, work).add_done_callback(done)
+
+    # --- commits -----------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        """Have what is queued committed as soon as there is nothing more to read.
+
+        While requests come in they are worth waiting for: the fewer commits, the less each costs.
+        """
+        self._more = True
+        if not self._gathering:
+            self._gathering = True
+            self._gathered_since = self._loop.time()
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Called once in each turn of the loop, before what that turn has read."""
+        if self._more and self._loop.time() - self._gathered_since < GATHER_SECONDS:
+            self._more = False
+            self._loop.call_soon(self._look)
+        else:
+            self._gathering = False
+            self._app.committer.go()
+
+    def _tell(self, connection: Connection, finish: Finish) -> None:
+        """Have a request finished in the loop's thread: one wake-up for all of a commit's."""
+        self._told.append((connection, finish))
+        if len(self._told) == 1:
+            self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        while self._told:
+            connection, finish = self._told.popleft()
+            answer = finish()
+            if answer is not None:
+                connection.answer(*answer)
+
+    # --- pages -------------------------------------------------------------------------------
+
+    @cached_property
+    def _flask(self) -> Any:
+        from .host import flask_app
+
+        return flask_app(self._app)
+
+    def _page(self, request: Request, path: bytes, query: bytes) -> Response:
+        from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+        try:
+            if request.size > self._app.settings.max_body:
+                return problem(_too_large(request, self._app))
+            environ = EnvironBuilder(
+                path=quote(path, safe=_URL),
+                query_string=quote(query, safe=_URL),
+                method=request.method,
+                headers=list(request.headers.items()),
+                data=request.body,
+            ).get_environ()
+            chunks, status, answered = run_wsgi_app(self._flask, environ, buffered=True)
+            headers = [(name.lower(), text) for name, text in answered.items()]
+            kept = [each for each in headers if each[0] not in _OF_THE_CONNECTION]
+            return Response(int(status.partition(" ")[0]), kept, b"".join(chunks))
+        except Exception as error:
+            return problem(error)
+
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_OF_THE_CONNECTION = ("connection", "content-length", "date")
+_URL = "!#$%&'()*+,/:;=?@[]~"
+
+
+def _too_large(request: Request, app: App) -> TooLarge:
+    return TooLarge("data", f"{request.size} bytes; at most {app.settings.max_body} are taken")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metrics"
 
 LAYERS = (
-    {"errors", "counters", "bins", "__init__"},
+    {"errors", "counters", "bins", "http1", "__init__"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
@@ -24,12 +24,12 @@ LAYERS = (
     {"committer", "config", "models_file", "sink", "watch", "identity"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
-    {"host"},
+    {"host", "workers"},
     {"server"},
     {"commands"},
     {"cli", "__main__"},
 )
-PURE = set().union(*LAYERS[:5])
+PURE = set().union(*LAYERS[:5]) - {"http1"}
 IMPURE = {"time", "random", "os", "secrets", "uuid", "socket", "threading", "asyncio", "sqlite3"}
 
 
