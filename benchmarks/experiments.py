@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
+from statistics import median
 from typing import Any
 
 import orjson
@@ -19,7 +20,7 @@ import orjson
 from metrics.app import Finish, Tell
 from metrics.config import load as settings_of
 from metrics.evaluators import Known, evaluate
-from metrics.host import build
+from metrics.host import build, collect_seldom
 from metrics.payload import decode
 from metrics.redis_store import RedisStore
 from metrics.sqlite_store import SQLiteStore
@@ -164,7 +165,7 @@ def large_events(bench: Bench) -> None:
     reach(at_most("the whole handling of one, against orjson.loads of its body", 4, ratio, words))
 
 
-GATHERED = 10
+GATHERED = 16
 """Events of 1000 rows that come in before the server commits; see `server.GATHER_SECONDS`."""
 
 
@@ -196,16 +197,16 @@ def _handling(url: str) -> dict[str, float]:
         return (time.process_time() - began) / GATHERED
 
     app.committer.gather = lambda: None  # a host that says when: now
+    collect_seldom()
     whole(0)
-    found = {
-        "loads": min(_cpu(lambda: [orjson.loads(each) for each in data]) for _ in range(20)),
-        "evaluate": min(
-            _cpu(lambda: [evaluate(decode(each), settings, known) for each in data])
-            for _ in range(20)
-        ),
-    }
-    found = {name: cpu / len(data) for name, cpu in found.items()}
-    found["whole"] = min(map(whole, range(100, 100 + 50 * GATHERED, GATHERED)))
+    times: dict[str, list[float]] = {"loads": [], "evaluate": [], "whole": []}
+    some = [data[id % len(data)] for id in range(GATHERED)]
+    for turn in range(1, 51):
+        times["loads"].append(_cpu(lambda: [orjson.loads(each) for each in some]) / GATHERED)
+        decoded = _cpu(lambda: [evaluate(decode(each), settings, known) for each in some])
+        times["evaluate"].append(decoded / GATHERED)
+        times["whole"].append(whole(GATHERED * turn))
+    found = {name: median(each) for name, each in times.items()}
     app.close()
     return {name: 1e6 * cpu for name, cpu in found.items()}
 

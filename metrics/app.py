@@ -578,7 +578,7 @@ def problem(error: BaseException) -> Response:
 
 def _digest(model: str, request: str, is_feedback: bool, feedback: Feedback) -> bytes:
     """16 bytes that stand for a request and what was said of it, whatever the event's id."""
-    said = orjson.dumps(feedback.raw, option=orjson.OPT_SORT_KEYS)
+    said = orjson.dumps(dict(feedback.raw), option=orjson.OPT_SORT_KEYS)
     head = orjson.dumps((home_of(model), request, is_feedback))
     return blake2b(head + said, digest_size=16).digest()
 

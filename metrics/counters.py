@@ -10,7 +10,8 @@ that a hostile label could contain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ import orjson
 
 Number = int | float
 Labels = tuple[str, ...]
-Cells = dict[Labels, Number]
+Cells = MutableMapping[Labels, Number]
 Vector = dict[str, Cells]
 Increment = Mapping[str, Mapping[Labels, Number]]
 
@@ -31,72 +32,59 @@ SUPERSEDED = "-"
 """Begins the family of what corrections took back of another: no counter ever falls."""
 
 
-class Packed(Mapping[Labels, Number]):
-    """A family's cells as one array of counts: many rows add up before any label is made.
+class Packed(MutableMapping[Labels, Number]):
+    """Cells of one family that are kept as an array; those that are 0 are not among them."""
 
-    `counts` is a one-dimensional integer array, and `label` tells the labels of a place in it.
-    Two of one `layout` have the same length and labels, and add up array to array. Immutable.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_cells", "_label", "counts", "layout")
+    @abstractmethod
+    def copy(self) -> Packed:
+        """The same, to be added to."""
 
-    def __init__(self, counts: Any, layout: Hashable, label: Callable[[int], Labels]) -> None:
-        self.counts = counts
-        self.layout = layout
-        self._label = label
-        self._cells: dict[Labels, Number] | None = None
+    @abstractmethod
+    def add(self, values: Mapping[Labels, Number]) -> None:
+        """Add `values`, in place."""
 
-    @property
-    def cells(self) -> dict[Labels, Number]:
-        """The cells that are not 0, by label; not to be written."""
-        if self._cells is None:
-            used = self.counts.nonzero()[0]
-            label = self._label
-            self._cells = {
-                label(place): count
-                for place, count in zip(used.tolist(), self.counts[used].tolist(), strict=True)
-            }
-        return self._cells
+    @abstractmethod
+    def plain(self) -> dict[Labels, Number]:
+        """The same cells as a dict."""
 
-    def __add__(self, other: Packed) -> Packed:
-        return Packed(self.counts + other.counts, self.layout, self._label)
+    @abstractmethod
+    def plain_where(self, other: Mapping[Labels, Number]) -> dict[Labels, Number]:
+        """The cells of those labels that `other` has, which must be there."""
 
-    def __getitem__(self, labels: Labels) -> Number:
-        return self.cells[labels]
+    @abstractmethod
+    def parts(self) -> tuple[Any, ...]:
+        """What `histograms.from_parts` makes them of again; orjson takes them."""
 
-    def __iter__(self) -> Iterator[Labels]:
-        return iter(self.cells)
-
-    def __len__(self) -> int:
-        return len(self.cells)
+    @abstractmethod
+    def turned(self, key: str) -> Packed:
+        """The scores of the other of two classes, `key`: one less this one's."""
 
 
 def add(into: dict[str, Any], increment: Increment) -> None:
-    """Add `increment` to `into`, in place; `increment` is left as it is.
-
-    Packed cells stay packed while they meet their like only; `unpack` makes a Vector of the sum.
-    """
+    """Add `increment` to `into`, in place; `increment` is left as it is."""
     for family, values in increment.items():
         cells = into.get(family)
         if cells is None:
-            into[family] = values if type(values) is Packed else dict(values)
-            continue
-        if type(cells) is Packed:
-            if type(values) is Packed and values.layout == cells.layout:
-                into[family] = cells + values
-                continue
-            cells = into[family] = dict(cells.cells)
-        if type(values) is Packed:
-            values = values.cells
-        for labels, value in values.items():
-            cells[labels] = cells.get(labels, 0) + value
+            into[family] = values.copy() if isinstance(values, Packed) else dict(values)
+        elif type(cells) is dict and type(values) is dict:
+            for labels, value in values.items():
+                cells[labels] = cells.get(labels, 0) + value
+        elif isinstance(cells, Packed):
+            cells.add(values)
+        else:
+            into[family] = values.copy() if isinstance(values, Packed) else _dict(values)
+            add(into, {family: cells})
 
 
-def unpack(sums: Mapping[str, Any]) -> Vector:
-    """The same numbers with every family as plain cells; not to be written."""
-    return {
-        family: cells.cells if type(cells) is Packed else cells for family, cells in sums.items()
-    }
+def unpack(vector: Increment) -> dict[str, dict[Labels, Number]]:
+    """The same numbers with every family as a dict; not to be written."""
+    return {family: _dict(cells) for family, cells in vector.items()}
+
+
+def _dict(cells: Mapping[Labels, Number]) -> dict[Labels, Number]:
+    return cells.plain() if isinstance(cells, Packed) else dict(cells)
 
 
 def merge(vectors: Iterable[Increment]) -> Vector:
@@ -104,7 +92,7 @@ def merge(vectors: Iterable[Increment]) -> Vector:
     total: dict[str, Any] = {}
     for vector in vectors:
         add(total, vector)
-    return unpack(total)
+    return total
 
 
 def net(vector: Vector) -> Vector:
@@ -112,7 +100,7 @@ def net(vector: Vector) -> Vector:
     taken = [family for family in vector if family[0] == SUPERSEDED]
     if not taken:
         return vector
-    left = {family: dict(cells) for family, cells in vector.items() if family not in taken}
+    left: Vector = {family: _dict(cells) for family, cells in vector.items() if family not in taken}
     for family in taken:
         cells = left.setdefault(family[1:], {})
         for labels, number in vector[family].items():

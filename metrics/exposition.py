@@ -6,7 +6,7 @@ rule, in which a correct multiclass row is also a true negative of its own class
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -321,7 +321,7 @@ def _add_user_metrics(
     for (family, key), gauge in sorted(state.gauges.items()):
         if family == "user_gauges":
             families.gauge(key[0], help, labels | _tags(list(key[1:])), gauge.value)
-    cells: dict[Labels, Number] = vector.get("user_timers_bucket", {})
+    cells: Mapping[Labels, Number] = vector.get("user_timers_bucket", {})
     for (name, *tags), total in sorted(vector.get("user_timers_sum", {}).items()):
         seen = 0.0
         buckets: list[tuple[str, float]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -46,6 +47,12 @@ def build(settings: Settings, stats: ServerStats | None = None) -> App:
         )
         app.before_closing.append(pusher.close)
     return app
+
+
+def collect_seldom() -> None:
+    """Have garbage be looked for as seldom as a process needs that has all it lives with."""
+    gc.freeze()  # what was imported and restored lives as long as the process
+    gc.set_threshold(20_000, 20, 50)  # events make no cycles
 
 
 def build_from_environment(environ: Mapping[str, str] = os.environ) -> App:

@@ -139,7 +139,7 @@ class Joins:
             counts |= _delay(other.time - one.time)
             case = _together(one, other, half, (other if self.by_truth else one).time)
         entry = self.evaluate(case, constants(case.model))
-        contribution = unpack(entry.increment)
+        contribution: Vector = {**unpack(entry.increment)}
         entry.increment = {**contribution, **counts}
         entry.panes = panes or entry.panes
         after = b""
@@ -192,7 +192,7 @@ class Joins:
             "tags": {name: feedback.tags[name] for name in kept & feedback.tags.keys()},
             "route": feedback.route,
             "metrics": feedback.metrics,
-            "raw": feedback.raw if self.keeps_raw(case.model) else None,
+            "raw": dict(feedback.raw) if self.keeps_raw(case.model) else None,
             "panes": list(map(tuple, half.panes)),
             "contribution": {
                 encode_key(family, labels): number

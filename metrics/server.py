@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import signal
 import socket
@@ -25,7 +24,7 @@ from httptools import HttpParserInvalidURLError, parse_url
 from .app import App, Finish, Response, problem
 from .config import Settings
 from .errors import ConfigurationError, NotFound, StoreUnavailable, TooLarge
-from .host import build
+from .host import build, collect_seldom
 from .http1 import PATIENCE_SECONDS, Connection, Request
 from .server_stats import ServerStats
 from .workers import end_by_signal, supervise
@@ -78,8 +77,7 @@ def _work(settings: Settings, stats: ServerStats, listener: socket.socket) -> No
     """Serve in this process."""
     stats.claim()
     service = Service(build(settings, stats))
-    gc.freeze()  # what was imported and restored lives as long as the process
-    gc.set_threshold(20_000, 20, 50)  # events make no cycles: look for them seldom
+    collect_seldom()
     asyncio.run(_until_signalled(service, listener))
 
 

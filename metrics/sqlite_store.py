@@ -14,7 +14,9 @@ Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
     log(sequence, time, digests, delta)  one row a commit: its number; epoch seconds; 16 bytes for
                                          each (source, id); JSON:
                                          {"counters": [[model, [[width, start, segment], …],
-                                                        {key: number}], …],
+                                                        {key: number},
+                                                        {"scores": [[class, …], low, counts]}?],
+                                                       …],
                                           "gauges": {model: {key: [number, time]}},
                                           "constants": {model: {name: value}},
                                           "replaced": {model: {name: value before}},
@@ -45,14 +47,14 @@ import random
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from .counters import Labels, Vector, decode_key, encode_key
+from .counters import Labels, Number, Packed, Vector, add, decode_key, encode_key
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .state import TAG, Delta, Entry, Gauge, Mirror, RecordKey, State, Swap, total
 from .store import apply_rest, check_constants, split, with_created
@@ -411,18 +413,14 @@ class SQLiteStore:
 
     def _fold_rows(self, connection: sqlite3.Connection, now: float) -> None:
         """Write the sums that the log's rows touched, and their digests; prune the log."""
-        touched: dict[tuple[str, Pane], dict[str, set[Any]]] = {}
         merged = Delta()
         remembered = 0
         for digests, text, time in connection.execute(
             "SELECT digests, delta, time FROM log WHERE sequence > ?", (self._folded,)
         ).fetchall():
             delta = _decode(text)
-            for (model, panes), vector in delta.groups.items():
-                for pane in panes:
-                    families = touched.setdefault((model, pane), {})
-                    for family, cells in vector.items():
-                        families.setdefault(family, set()).update(cells)
+            for home, vector in delta.groups.items():
+                add(merged.groups.setdefault(home, {}), vector)
             for model, gauges in delta.gauges.items():
                 merged.gauges.setdefault(model, {}).update(gauges)
             for model, constants in delta.constants.items():
@@ -431,7 +429,7 @@ class SQLiteStore:
                 _REMEMBER,
                 sorted((digests[at : at + 16], time) for at in range(0, len(digests), 16)),
             ).rowcount
-        self._write(connection, touched, merged)
+        self._write(connection, merged)
         sequence = self._mirror.sequence
         connection.execute(
             "DELETE FROM log WHERE sequence <= ? AND time < ?", (sequence, now - RETAIN_SECONDS)
@@ -442,25 +440,20 @@ class SQLiteStore:
             (sequence, remembered),
         )
 
-    def _write(
-        self,
-        connection: sqlite3.Connection,
-        touched: dict[tuple[str, Pane], dict[str, set[Any]]],
-        merged: Delta,
-    ) -> None:
-        """Write the mirror's numbers for what was touched."""
+    def _write(self, connection: sqlite3.Connection, merged: Delta) -> None:
+        """Write the mirror's numbers for all that `merged` touches."""
         ids = {model: self._id(connection, model, ALL_TIME) for model in merged.gauges}
         ids |= {model: self._id(connection, model, ALL_TIME) for model in merged.constants}
-        rows = []
-        for (model, pane), families in touched.items():
+        for (model, pane), touched in merged.counters.items():
             vector = self._mirror.vector(model, pane)
             if vector is None:
                 continue  # expired since
             id = self._id(connection, model, pane)
-            for family, cells in families.items():
-                numbers = vector[family]
-                rows += [(id, encode_key(family, labels), numbers[labels]) for labels in cells]
-        connection.executemany(_SET, rows)
+            for family, cells in touched.items():
+                rows = _numbers(vector[family], cells).items()
+                connection.executemany(
+                    _SET, [(id, encode_key(family, labels), number) for labels, number in rows]
+                )
         for model, gauges in merged.gauges.items():
             known = self._mirror.gauges(model)
             connection.executemany(
@@ -603,8 +596,10 @@ def _encode(delta: Delta) -> str:
                     {
                         encode_key(family, labels): number
                         for family, cells in vector.items()
+                        if not isinstance(cells, Packed)
                         for labels, number in cells.items()
                     },
+                    *_encode_packed(vector),
                 )
                 for (model, panes), vector in delta.groups.items()
             ],
@@ -615,16 +610,28 @@ def _encode(delta: Delta) -> str:
             "constants": delta.constants,
             "replaced": delta.replaced,
             "dropped": [(model, tuple(pane)) for model, pane in delta.dropped],
-        }
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
     ).decode()
+
+
+def _encode_packed(vector: Vector) -> Iterator[dict[str, Any]]:
+    """One object with the families that are arrays, if there are any."""
+    found = {family: cells.parts() for family, cells in vector.items() if isinstance(cells, Packed)}
+    if found:
+        yield found
 
 
 def _decode(text: str) -> Delta:
     """The delta in a row of the log."""
     stored = orjson.loads(text)
     delta = Delta(constants=stored["constants"], replaced=stored["replaced"])
-    for model, panes, numbers in stored["counters"]:
+    for model, panes, numbers, *arrays in stored["counters"]:
         vector: Vector = {}
+        for families in arrays:
+            from .histograms import from_parts
+
+            vector.update({family: from_parts(*parts) for family, parts in families.items()})
         for key, number in numbers.items():
             family, labels = _known_key(key)
             vector.setdefault(family, {})[labels] = number
@@ -633,6 +640,15 @@ def _decode(text: str) -> Delta:
     for model, gauges in stored["gauges"].items():
         delta.gauges[model] = {_known_key(key): Gauge(*gauge) for key, gauge in gauges.items()}
     return delta
+
+
+def _numbers(
+    there: Mapping[Labels, Number], wanted: Mapping[Labels, Number]
+) -> dict[Labels, Number]:
+    """The numbers in the cells that `wanted` has."""
+    if isinstance(there, Packed):
+        return there.plain_where(wanted)
+    return {labels: there[labels] for labels in wanted}
 
 
 @lru_cache(maxsize=65536)

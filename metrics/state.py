@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from .counters import NO_LABELS, Increment, Labels, Number, Vector, add, unpack
+from .counters import NO_LABELS, Cells, Increment, Labels, Number, Packed, Vector, add
 from .errors import ConstantsDiffer
 from .windows import ALL_TIME, Pane, expired
 
@@ -119,12 +119,11 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
     ConstantsDiffer where an entry presupposes another record than the one before it leaves.
     """
     delta = Delta()
-    sums: dict[Home, dict[str, Any]] = {}
     for entry in entries:
         home = (entry.model, entry.panes)
-        group = sums.get(home)
+        group = delta.groups.get(home)
         if group is None:
-            group = sums[home] = {}
+            group = delta.groups[home] = {}
         add(group, entry.increment)
         if entry.constants:
             delta.constants.setdefault(entry.model, {}).update(entry.constants)
@@ -139,8 +138,7 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
                 gauges[key] = gauge
     for entry in duplicates:
         home = (entry.model, (ALL_TIME,))
-        add(sums.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})
-    delta.groups = {home: unpack(group) for home, group in sums.items()}
+        add(delta.groups.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})
     return delta
 
 
@@ -184,6 +182,11 @@ class State(NamedTuple):
         return known.constants if known else {}
 
 
+PACKED = "scores"
+"""The family of many cells, kept as an array from MANY_CELLS on where that is smaller."""
+MANY_CELLS = 256
+
+
 @lru_cache(maxsize=65536)
 def _shared(labels: Labels) -> Labels:
     """The same labels, as one object for all panes: most of them have the same cells."""
@@ -199,6 +202,8 @@ class Mirror:
         self._copy: State | None = None
         self._owned: set[tuple[str, Pane, str]] = set()
         self._owned_models: set[str] = set()
+        self._loaded: set[tuple[str, Pane]] = set()
+        """Panes that were loaded with many cells."""
         self._turn = 0
 
     def __contains__(self, model: str) -> bool:
@@ -239,11 +244,22 @@ class Mirror:
         """Add `vector` to one pane of `model`."""
         for family, values in vector.items():
             cells = self._cells(model, pane, family)
+            if isinstance(cells, Packed):
+                cells.add(values)
+                continue
+            if isinstance(values, Packed):
+                array = self._own(model).panes[pane][family] = values.copy()
+                if cells:
+                    array.add(cells)
+                continue
+            before = len(cells)
             for labels, number in values.items():
                 if labels in cells:
                     cells[labels] += number
                 else:
                     cells[_shared(labels)] = number
+            if family == PACKED and len(cells) >= MANY_CELLS:
+                self._pack(model, pane, cells, before)
 
     def set_gauge(self, model: str, key: GaugeKey, gauge: Gauge) -> None:
         """Keep `gauge` unless a younger one is known."""
@@ -266,6 +282,8 @@ class Mirror:
         self._own(model).panes[pane] = vector
         for family in vector:
             self._owned.add((model, pane, family))
+        if len(vector.get(PACKED, ())) >= MANY_CELLS:
+            self._loaded.add((model, pane))
 
     def forget(self, model: str) -> None:
         """Drop all that is known of `model`."""
@@ -276,6 +294,7 @@ class Mirror:
         """Drop one pane of `model`, if it is known."""
         if self.vector(model, pane) is not None:
             del self._own(model).panes[pane]
+            self._loaded.discard((model, pane))
 
     def clear(self) -> None:
         """Drop everything: the store's content is about to be read anew."""
@@ -283,6 +302,7 @@ class Mirror:
         self._models.clear()
         self._owned.clear()
         self._owned_models.clear()
+        self._loaded.clear()
 
     def in_turn(self, number: int) -> Sequence[str]:
         """The ids of the next so many models, or of those that are left until all had a turn."""
@@ -320,7 +340,19 @@ class Mirror:
         self._owned_models.add(model)
         return state
 
-    def _cells(self, model: str, pane: Pane, family: str) -> dict[Labels, Number]:
+    def _pack(self, model: str, pane: Pane, cells: Cells, before: int) -> None:
+        """Keep many cells as an array, if that is smaller: looked at whenever they have doubled."""
+        home = (model, pane)
+        if before.bit_length() == len(cells).bit_length() and home not in self._loaded:
+            return
+        from .histograms import packed  # its numpy is not for those who have few rows
+
+        self._loaded.discard(home)
+        found = packed(cells)
+        if found is not None:
+            self._own(model).panes[pane][PACKED] = found
+
+    def _cells(self, model: str, pane: Pane, family: str) -> Cells:
         """The numbers of one family, copied first where a reader may still hold them."""
         key = (model, pane, family)
         panes = self._own(model).panes
@@ -329,7 +361,8 @@ class Mirror:
         if cells is not None and key in self._owned:
             return cells
         vector = dict(vector) if vector else {}
-        cells = vector[family] = dict(cells) if cells else {}
+        cells = cells.copy() if isinstance(cells, Packed) else dict(cells or ())
+        vector[family] = cells
         panes[pane] = vector
         self._owned.add(key)
         return cells

@@ -6,12 +6,11 @@ import random
 from math import isclose
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.counters import Packed, add, decode_key, encode_key, merge, unpack, value
+from metrics.counters import add, decode_key, encode_key, merge, value
 
 LABELS = st.tuples(st.text(max_size=6)) | st.tuples() | st.tuples(st.text(max_size=3), st.text())
 VECTORS = st.dictionaries(
@@ -109,63 +108,6 @@ def test_a_key_is_stored_as_the_format_says(labels: tuple[str, ...]) -> None:
 def test_keys_survive_their_stored_form(family: str, labels: tuple[str, ...]) -> None:
     """No label can be mistaken for another, whatever characters it holds."""
     assert decode_key(encode_key(family, labels)) == (family, labels)
-
-
-LAYOUTS = {"a": ("x", "y", "z"), "b": ("y", "z", "w")}
-
-
-@LAWS
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["a", "b", "plain"]),
-            st.lists(st.integers(0, 1 << 40), min_size=3, max_size=3),
-        ),
-        max_size=6,
-    )
-)
-def test_packed_and_plain_cells_mix_in_any_order(parts: list[Any]) -> None:
-    """Arrays of two layouts and plain cells sum to what plain ones do, and none is changed."""
-    packed: list[Any] = []
-    plain = []
-    for layout, counts in parts:
-        labels = LAYOUTS.get(layout, ("x", "y", "z"))
-        numbers = {(label,): n for label, n in zip(labels, counts, strict=True) if n}
-        plain.append({"scores": numbers})
-        if layout == "plain":
-            packed.append({"scores": numbers})
-        else:
-            name = {place: (label,) for place, label in enumerate(labels)}
-            packed.append({"scores": Packed(np.array(counts), layout, name.__getitem__)})
-    assert cells(merge(packed)) == cells(merge(plain))
-    assert [cells(vector) for vector in packed] == [cells(vector) for vector in plain]
-
-
-def test_packed_cells_read_like_a_mapping_of_what_is_not_zero() -> None:
-    """Whoever iterates, counts or looks up sees plain cells."""
-    packed = Packed(np.array([0, 7, 0, 1]), "layout", lambda place: (str(place),))
-    assert dict(packed) == {("1",): 7, ("3",): 1}
-    assert len(packed) == 2
-    assert packed["3",] == 1
-    assert value({"scores": packed}, "scores", "0") == 0
-    assert {type(number) for number in packed.values()} == {int}
-
-
-def test_packed_cells_add_up_as_plain_ones_do() -> None:
-    """An array of counts and the cells it stands for have the same sums."""
-
-    def packed(*counts: int) -> Packed:
-        return Packed(np.array(counts), "layout", lambda place: (str(place),))
-
-    plain = {"scores": {("0",): 1, ("2",): 3}}
-    other = Packed(np.array([1]), "other layout", lambda place: (f"other {place}",))
-    sums: dict[str, Any] = {}
-    for values in (packed(1, 0, 2), packed(0, 5, 0)):
-        add(sums, {"scores": values})
-    assert unpack(sums) == {"scores": {("0",): 1, ("1",): 5, ("2",): 2}}
-    add(sums, plain)
-    add(sums, {"scores": other})
-    assert unpack(sums) == {"scores": {("0",): 2, ("1",): 5, ("2",): 5, ("other 0",): 1}}
 
 
 def test_what_was_never_added_is_zero() -> None:

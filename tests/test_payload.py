@@ -233,7 +233,8 @@ def test_every_form_becomes_the_same_values(given_: Any, flat: list[Any], width:
     """Each form is read into its scalars and its number of columns."""
     values = message(given_, "truth")
     assert (values.flat, values.width) == (flat, width)
-    assert list(map(type, values.flat)) == list(map(type, flat))
+    if values.doubles is None or not width:  # many rows of numbers are kept as doubles
+        assert list(map(type, values.flat)) == list(map(type, flat))
     assert len(values) == len(flat) // (width or 1)
     assert values.numeric == (not any(type(scalar) is str for scalar in flat))
     assert values.field.startswith("truth.")

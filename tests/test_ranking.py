@@ -15,6 +15,7 @@ from sklearn.calibration import calibration_curve
 
 from metrics.bins import LOGITS_A_UNIT, MAX_LOGIT_BIN, logit_bin, score_of
 from metrics.counters import Labels
+from metrics.histograms import of
 from metrics.model_settings import ModelSettings
 from metrics.scores import model_view
 from metrics.scores.arrays import _precision_sums, rank_all
@@ -197,7 +198,7 @@ def test_the_vector_twin_ranks_alike() -> None:
                 int(bin) - MAX_LOGIT_BIN: sides
                 for bin, sides in zip(bins, numbers.tolist(), strict=True)
             }
-        found = rank_all(_cells(histograms))
+        found = rank_all(of(_cells(histograms)))
         assert list(found) == list(histograms)
         for key, histogram in histograms.items():
             expected = rank(histogram)

@@ -6,12 +6,12 @@ import copy
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.counters import Packed, merge
+from metrics.counters import merge
+from metrics.histograms import Histograms, of
 from metrics.state import Entry, Gauge, Mirror, total
 from metrics.windows import ALL_TIME, Pane
 
@@ -94,8 +94,8 @@ def test_any_batching_of_entries_has_the_same_sum(
 def test_total_adds_packed_cells_and_leaves_them_alone() -> None:
     """A batch of many-row events sums array to array; the events' own increments stay."""
 
-    def packed() -> Packed:
-        return Packed(np.array([1, 0, 2]), "layout", lambda place: (str(place),))
+    def packed() -> Histograms:
+        return of({("a", "-7", "0"): 1, ("a", "5", "1"): 2})
 
     entries = [Entry("m", b"", (ALL_TIME, YOUNG), {"scores": packed()}) for _ in range(3)]
     mirror = Mirror()
@@ -103,7 +103,7 @@ def test_total_adds_packed_cells_and_leaves_them_alone() -> None:
         for (model, pane), vector in total(entries).counters.items():
             mirror.add(model, pane, vector)
     for pane in (ALL_TIME, YOUNG):
-        assert mirror.vector("m", pane) == {"scores": {("0",): 6, ("2",): 12}}
+        assert mirror.vector("m", pane) == {"scores": {("a", "-7", "0"): 6, ("a", "5", "1"): 12}}
     assert all(entry.increment == {"scores": packed()} for entry in entries)
 
 

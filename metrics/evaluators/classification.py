@@ -60,15 +60,17 @@ def count_probabilities(
     keys: Sequence[str],
     truth: Sequence[int],
     k: int,
+    best: Sequence[int] | None = None,
 ) -> None:
     """Add what N rows of K probabilities tell.
 
-    `keys` are the K columns' class keys, `truth` the column of each row's truth.
+    `keys` are the K columns' class keys, `truth` the column of each row's truth, `best` that of
+    its largest probability, where that is known already.
     """
     if len(truth) >= VECTOR_ROWS:
         from .rows import count_probability_rows
 
-        count_probability_rows(vector, rows.matrix(), keys, truth, k)
+        count_probability_rows(vector, rows.matrix(), keys, truth, k, best)
         return
     width = len(keys)
     losses = squares = briers = brier_squares = 0.0

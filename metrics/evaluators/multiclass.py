@@ -60,10 +60,10 @@ def _rows(
         places = outcomes(true, best, len(keys))
     else:
         places = Counter(zip(true, best, strict=True))
-    pairs = {(keys[at], keys[best]): n for (at, best), n in places.items()}
+    pairs = {(keys[at], keys[to]): n for (at, to), n in places.items()}
     _count(evaluation, pairs, settings, known)
     if probabilities is not None:
-        count_probabilities(evaluation.increment, probabilities, keys, true, settings.k)
+        count_probabilities(evaluation.increment, probabilities, keys, true, settings.k, best)
 
 
 def _count(
@@ -153,14 +153,14 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
 
     Raises Refused, unless the settings have other rows normalised or taken as scores.
     """
-    flat = prediction.flat
     bad = first_bad_row(prediction)
     if bad is None:
-        one_hot_rows = set(prediction.row(0)) <= {0, 1} and prediction.whole()
+        one_hot_rows = set(prediction.first()) <= {0, 1} and prediction.whole()
         return None if one_hot_rows else prediction
     if settings.probabilities == "scores":
         return None
     numbers = prediction.row(bad)
+    flat = prediction.flat
     if settings.probabilities == "normalise" and min(flat) >= 0:
         width = prediction.width
         sums = [sum(prediction.row(row)) for row in range(len(prediction))]
@@ -179,10 +179,9 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
 def first_bad_row(values: Values) -> int | None:
     """The first row that is no distribution: a negative number, or a sum other than 1."""
     if values.rows >= VECTOR_ROWS:
-        from .rows import distributions
+        from .rows import first_bad
 
-        good = distributions(values.matrix(), TOLERANCE)
-        return None if good.all() else int(good.argmin())
+        return first_bad(values.matrix(), TOLERANCE)
     for row in range(values.rows):
         numbers = values.row(row)
         if min(numbers) < 0 or abs(sum(numbers) - 1) > TOLERANCE:

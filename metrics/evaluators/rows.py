@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN
-from ..counters import NO_LABELS, Labels, Packed
+from ..counters import NO_LABELS
+from ..histograms import counted
 from ..payload import Values
 
 Floats = NDArray[np.float64]
-_BINS = 2 * MAX_LOGIT_BIN + 1
-_DENSE = 1 << 16
-"""Counts that are kept as an array; a model of more columns has its cells sorted out at once."""
 
 
 def count_probability_rows(
-    vector: dict[str, Any], rows: Floats, keys: Sequence[str], truth: Sequence[int], k: int
+    vector: dict[str, Any],
+    rows: Floats,
+    keys: Sequence[str],
+    truth: Sequence[int],
+    k: int,
+    best: Sequence[int] | None = None,
 ) -> None:
     """Add what N rows of K probabilities tell; see `classification.count_probabilities`."""
     from .classification import CLIP, columns_scored
 
     true = np.asarray(truth, np.intp)
+    chosen = rows.argmax(axis=1) if best is None else np.asarray(best, np.intp)
     n, width = rows.shape
-    p = rows[np.arange(n), true]
-    losses = -np.log(np.clip(p, CLIP, 1 - CLIP))
+    starts = np.arange(0, n * width, width)
+    flat = rows.ravel()
+    p = flat.take(starts + true)
+    losses = -np.log(p.clip(CLIP, 1 - CLIP))
     distances = np.einsum("ij,ij->i", rows, rows) - 2 * p + 1
     if width == 2:
         distances /= 2
@@ -38,36 +43,27 @@ def count_probability_rows(
     vector["brier"] = {NO_LABELS: float(distances.sum())}
     vector["brier_squared"] = {NO_LABELS: float(distances @ distances)}
 
-    best = rows.argmax(axis=1)
-    confidence = rows[np.arange(n), best]
+    confidence = flat.take(starts + chosen)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
     sizes = np.bincount(bins, minlength=CALIBRATION_BINS)
-    hits = np.bincount(bins[best == true], minlength=CALIBRATION_BINS)
-    sums = np.bincount(bins, confidence, CALIBRATION_BINS)
+    hits = np.bincount(bins[chosen == true], minlength=CALIBRATION_BINS).tolist()
+    sums = np.bincount(bins, confidence, CALIBRATION_BINS).tolist()
     used = sizes.nonzero()[0].tolist()
     vector["calibration_rows"] = {(str(bin),): int(sizes[bin]) for bin in used}
-    vector["calibration_hits"] = {(str(bin),): int(hits[bin]) for bin in used}
-    vector["calibration_confidence"] = {(str(bin),): float(sums[bin]) for bin in used}
+    vector["calibration_hits"] = {(str(bin),): hits[bin] for bin in used}
+    vector["calibration_confidence"] = {(str(bin),): sums[bin] for bin in used}
 
     scored = columns_scored(keys)
     if scored:
         first = scored[0]
-        scores = np.minimum(rows[:, first:], 1.0)  # a row may sum to a little more than 1
+        logits = rows[:, first:].clip(0.0, 1.0)  # a row may sum to a little more than 1
         with np.errstate(divide="ignore"):
-            logits = np.log(scores / (1 - scores)) * LOGITS_A_UNIT
-        codes = np.clip(np.rint(logits), -MAX_LOGIT_BIN, MAX_LOGIT_BIN).astype(np.int64)
-        positive = true[:, None] == np.arange(first, width)
-        codes += MAX_LOGIT_BIN + _BINS * np.arange(width - first)
-        places = (2 * codes + positive).ravel()
-        size = 2 * _BINS * (width - first)
-        if size <= _DENSE:
-            dense = np.bincount(places, minlength=size)
-            label = partial(_label, tuple(keys[first:]))
-            vector["scores"] = Packed(dense, ("scores", *keys), label)
-        else:
-            vector["scores"] = {
-                _label(keys[first:], place): number for place, number in _counted(places)
-            }
+            logits /= 1 - logits
+            np.log(logits, out=logits)
+        logits *= LOGITS_A_UNIT
+        np.rint(logits, out=logits)
+        logits.clip(-MAX_LOGIT_BIN, MAX_LOGIT_BIN, out=logits)
+        vector["scores"] = counted(tuple(keys[first:]), logits.astype(np.intp), true - first)
     if k:
         score = p[:, None]
         later = np.arange(width) > true[:, None]
@@ -79,21 +75,25 @@ def count_probability_rows(
 def outcomes(true: Sequence[int], best: Sequence[int], width: int) -> dict[tuple[int, int], int]:
     """(column of the truth, column predicted) -> rows."""
     places = np.asarray(true, np.intp) * width + np.asarray(best, np.intp)
-    return {divmod(place, width): number for place, number in _counted(places)}
+    if width * width <= len(places):
+        numbers = np.bincount(places)
+        used = numbers.nonzero()[0]
+        numbers = numbers[used]
+    else:
+        used, numbers = np.unique(places, return_counts=True)
+    return {
+        divmod(place, width): number
+        for place, number in zip(used.tolist(), numbers.tolist(), strict=True)
+    }
 
 
-def _counted(places: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
-    """Each distinct place, and how often it stands there."""
-    used, numbers = np.unique(places, return_counts=True)
-    return zip(used.tolist(), numbers.tolist(), strict=True)
-
-
-def distributions(rows: Floats, tolerance: float) -> NDArray[np.bool_]:
-    """Which rows hold no negative number and sum to 1."""
+def first_bad(rows: Floats, tolerance: float) -> int | None:
+    """The first row that holds a negative number or does not sum to 1; None where all do."""
     with np.errstate(over="ignore"):
-        sums = rows.sum(axis=1)
-    good: NDArray[np.bool_] = (abs(sums - 1) <= tolerance) & (rows.min(axis=1) >= 0)
-    return good
+        off = abs(rows @ np.ones(rows.shape[1]) - 1) > tolerance
+    if rows.min() < 0:
+        off |= rows.min(axis=1) < 0
+    return int(off.argmax()) if off.any() else None
 
 
 def as_columns(labels: Values, width: int) -> Sequence[int] | None:
@@ -106,12 +106,3 @@ def as_columns(labels: Values, width: int) -> Sequence[int] | None:
         return None
     plain: Sequence[int] = columns  # type: ignore[assignment]  # an array, read as a sequence
     return plain
-
-
-def _label(keys: Sequence[str], place: int) -> Labels:
-    """(class, bin, positive) of a place in the array of counts."""
-    column, rest = divmod(place, 2 * _BINS)
-    return keys[column], str((rest >> 1) - MAX_LOGIT_BIN), _SIDE[rest & 1]
-
-
-_SIDE = ("0", "1")

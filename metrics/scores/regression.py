@@ -92,7 +92,7 @@ def outputs_of(vector: Vector) -> list[Output]:
     """The outputs in `vector`, in order; none where it holds no regression."""
     histograms: dict[str, dict[int, int]] = {}
     zeros: dict[str, int] = {}
-    cells: dict[Labels, Number] = vector.get("absolute_errors", {})
+    cells: Mapping[Labels, Number] = vector.get("absolute_errors", {})
     for (name, bin), count in cells.items():
         if bin == ZERO:
             zeros[name] = int(count)

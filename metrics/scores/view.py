@@ -11,7 +11,7 @@ from typing import Any
 
 from ..alerts import alerts_view
 from ..bins import CALIBRATION_BINS
-from ..counters import NO_LABELS, OTHER, Labels, Number, Vector, merge, net, value
+from ..counters import NO_LABELS, OTHER, Labels, Number, Packed, Vector, merge, net, value
 from ..evaluators.classification import MAX_SCORED_CLASSES
 from ..model_settings import ModelSettings
 from ..state import ModelState
@@ -27,8 +27,6 @@ MAX_MATRIX = 50
 """Classes up to which a view holds the whole confusion matrix."""
 MAX_CLASSES_SHOWN = 100
 """Classes a view lists; of more, those with the largest support."""
-_MANY_CELLS = 200
-"""From as many cells of score histograms numpy pays."""
 TOP_CONFUSIONS = 20
 ALL = "all"
 """The name of the window that is all time."""
@@ -172,11 +170,12 @@ class Scored:
     @cached_property
     def ranked(self) -> dict[str, Ranked]:
         """Class name -> what its histogram tells."""
-        if len(self._score_cells) < _MANY_CELLS:
-            return {name: rank(histogram) for name, histogram in self.histograms.items()}
-        from .arrays import rank_all
+        if isinstance(self._score_cells, Packed) and not self._has_aliases:
+            from .arrays import rank_all
 
-        return {self.naming(key): each for key, each in rank_all(self._score_cells).items()}
+            ranked = rank_all(self._score_cells)
+            return {self.naming(key): each for key, each in ranked.items()}
+        return {name: rank(histogram) for name, histogram in self.histograms.items()}
 
     @cached_property
     def _score_cells(self) -> Mapping[Labels, Number]:
@@ -188,6 +187,8 @@ class Scored:
         if self.naming.columns > MAX_SCORED_CLASSES:
             return {}
         if self.task == "binary" and self.settings.positive == 0:
+            if isinstance(cells, Packed):
+                return cells.turned("0")
             return {
                 ("0", str(-int(bin)), "0" if positive == "1" else "1"): number
                 for (_, bin, positive), number in cells.items()
