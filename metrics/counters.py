@@ -50,12 +50,8 @@ class Packed(MutableMapping[Labels, Number]):
         """The same cells as a dict."""
 
     @abstractmethod
-    def plain_where(self, other: Mapping[Labels, Number]) -> dict[Labels, Number]:
-        """The cells of those labels that `other` has, which must be there."""
-
-    @abstractmethod
     def parts(self) -> tuple[Any, ...]:
-        """What `histograms.from_parts` makes them of again; orjson takes them."""
+        """What `histograms.from_parts` makes them of again; JSON values."""
 
     @abstractmethod
     def turned(self, key: str) -> Packed:
@@ -67,20 +63,24 @@ def add(into: dict[str, Any], increment: Increment) -> None:
     for family, values in increment.items():
         cells = into.get(family)
         if cells is None:
-            into[family] = values.copy() if isinstance(values, Packed) else dict(values)
+            into[family] = values.copy() if type(values) is dict else _copy(values)
         elif type(cells) is dict and type(values) is dict:
             for labels, value in values.items():
                 cells[labels] = cells.get(labels, 0) + value
         elif isinstance(cells, Packed):
             cells.add(values)
         else:
-            into[family] = values.copy() if isinstance(values, Packed) else _dict(values)
+            into[family] = _copy(values)
             add(into, {family: cells})
 
 
 def unpack(vector: Increment) -> dict[str, dict[Labels, Number]]:
     """The same numbers with every family as a dict; not to be written."""
     return {family: _dict(cells) for family, cells in vector.items()}
+
+
+def _copy(cells: Mapping[Labels, Number]) -> Cells:
+    return cells.copy() if isinstance(cells, Packed) else dict(cells)
 
 
 def _dict(cells: Mapping[Labels, Number]) -> dict[Labels, Number]:

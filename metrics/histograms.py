@@ -6,6 +6,7 @@ part of its memory and time. Imported where there are enough cells to pay for nu
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
@@ -49,18 +50,7 @@ class Histograms(Packed):
 
     def plain(self) -> dict[Labels, Number]:
         """The same cells as a dict."""
-        return self._at(*self.counts.nonzero())
-
-    def plain_where(self, other: Mapping[Labels, Number]) -> dict[Labels, Number]:
-        """The cells of those labels that `other` has, which must be there."""
-        if not isinstance(other, Histograms):
-            return {labels: self[labels] for labels in other}
-        classes, sides, columns = other.counts.nonzero()
-        own = np.array([self.classes.index(key) for key in other.classes], np.intp)
-        return self._at(own[classes], sides, self._columns(other._bins()[columns]))
-
-    def _at(self, *places: Any) -> dict[Labels, Number]:
-        """The cells at places of the array: their classes, sides and columns."""
+        places = self.counts.nonzero()
         return self._labelled(*places, self.counts[places])
 
     def _labelled(self, *found: Any) -> dict[Labels, Number]:
@@ -122,8 +112,14 @@ class Histograms(Packed):
         return columns
 
     def parts(self) -> tuple[Any, ...]:
-        """What `from_parts` makes them of again; orjson takes them."""
-        return self.classes, self.low, np.ascontiguousarray(self.counts)
+        """What `from_parts` makes them of again: the counts in as few bytes as will do, base64."""
+        kind = np.min_scalar_type(int(self.counts.max(initial=0))).newbyteorder("<")
+        return (
+            self.classes,
+            self.low,
+            kind.str,
+            b64encode(self.counts.astype(kind).tobytes()).decode(),
+        )
 
     def turned(self, key: str) -> Histograms:
         """The scores of the other of two classes, `key`: one less this one's."""
@@ -193,11 +189,10 @@ def empty(classes: tuple[str, ...], low: int, high: int) -> Histograms:
     return Histograms(classes, low, counts)
 
 
-def from_parts(classes: Sequence[str], low: int, counts: Any) -> Histograms:
+def from_parts(classes: Sequence[str], low: int, kind: str, counts: str) -> Histograms:
     """The histograms of which these are the parts."""
-    if not classes:
-        return empty((), 0, -1)
-    return Histograms(tuple(classes), low, np.array(counts, np.int64))
+    numbers = np.frombuffer(b64decode(counts), kind).astype(np.int64)
+    return Histograms(tuple(classes), low, numbers.reshape(len(classes), 2, -1 if classes else 2))
 
 
 def counted(

@@ -15,14 +15,15 @@ Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
                                          each (source, id); JSON:
                                          {"counters": [[model, [[width, start, segment], …],
                                                         {key: number},
-                                                        {"scores": [[class, …], low, counts]}?],
-                                                       …],
+                                                        {"scores": [[class, …], low, type, counts]}
+                                                        if that is an array], …],
                                           "gauges": {model: {key: [number, time]}},
                                           "constants": {model: {name: value}},
                                           "replaced": {model: {name: value before}},
                                           "dropped": [[model, [width, start, segment]], …]}
     panes(id, model, width, start, segment)
     counters(pane, key, value)           key: JSON [family, labels…]; integers stay integers
+    arrays(pane, family, body)           a family that is an array; JSON, as in the log
     gauges(pane, key, value, time)       last write wins; at the pane of all time
     constants(pane, name, value)         first writer wins, unless replaced; JSON; at the pane of
                                          all time
@@ -47,7 +48,7 @@ import random
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -90,6 +91,8 @@ CREATE TABLE panes(id INTEGER PRIMARY KEY, model TEXT NOT NULL, width INTEGER NO
 CREATE INDEX expiry ON panes({_EXPIRY}) WHERE width > 0;
 CREATE TABLE counters(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
+CREATE TABLE arrays(pane INTEGER NOT NULL, family TEXT NOT NULL, body TEXT NOT NULL,
+  PRIMARY KEY(pane, family)) WITHOUT ROWID;
 CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, time REAL NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
 CREATE TABLE constants(pane INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
@@ -114,11 +117,17 @@ _RECORDS = """
 SELECT id, body FROM records
 WHERE id IN (SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2))"""
 
-_REMEMBER = "INSERT OR IGNORE INTO seen(digest, time) VALUES (?, ?)"
+_REMEMBER = """
+INSERT OR IGNORE INTO seen(digest, time)
+SELECT substr(?1, 16 * value + 1, 16), ?2 FROM json_each(?3)"""
 
 _SET = """
 INSERT INTO counters(pane, key, value) VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET value = excluded.value"""
+
+_SET_ARRAY = "INSERT OR REPLACE INTO arrays(pane, family, body) VALUES (?, ?, ?)"
+
+_UNSET = "DELETE FROM counters WHERE pane = ? AND key >= ? AND key < ?"
 
 _SET_GAUGE = """
 INSERT INTO gauges(pane, key, value, time) VALUES (?, ?, ?, ?)
@@ -268,7 +277,7 @@ class SQLiteStore:
             self._catch_up(connection)
             self._fold_rows(connection, clock.time())
             ids = connection.execute("SELECT id FROM panes WHERE model = ?", (model,)).fetchall()
-            for table in ("counters", "gauges", "constants"):
+            for table in ("counters", "arrays", "gauges", "constants"):
                 connection.executemany(f"DELETE FROM {table} WHERE pane = ?", ids)
             connection.execute("DELETE FROM panes WHERE model = ?", (model,))
             connection.execute("UPDATE meta SET epoch = ?", (random.getrandbits(62),))
@@ -317,7 +326,7 @@ class SQLiteStore:
             f"WHERE width > 0 AND {_EXPIRY} <= ? LIMIT {MAX_DROPPED}",
             (now,),
         ).fetchall()
-        for table, column in (("counters", "pane"), ("panes", "id")):
+        for table, column in (("counters", "pane"), ("arrays", "pane"), ("panes", "id")):
             connection.executemany(
                 f"DELETE FROM {table} WHERE {column} = ?", [(id,) for id, *_ in old]
             )
@@ -329,11 +338,10 @@ class SQLiteStore:
             self._mirror.drop(model, pane)
             self._ids.pop((model, pane), None)
         for (model, panes), vector in delta.groups.items():
-            for pane in panes:
-                self._mirror.add(model, pane, vector)
+            self._mirror.spread(model, panes, vector)
         apply_rest(self._mirror, delta)
-        for at in range(0, len(digests), 16):
-            self._recent[digests[at : at + 16]] = sequence
+        for digest in _divided(digests):
+            self._recent[digest] = sequence
         self._mirror.sequence = sequence
 
     # --- catching up -------------------------------------------------------------------------
@@ -369,15 +377,17 @@ class SQLiteStore:
 
     def _load(self, connection: sqlite3.Connection) -> None:
         """Forget everything and take the tables, which are as of the last fold."""
-        panes, counters, gauges, constants = [
+        panes, counters, arrays, gauges, constants = [
             connection.execute(f"SELECT * FROM {table}").fetchall()
-            for table in ("panes", "counters", "gauges", "constants")
+            for table in ("panes", "counters", "arrays", "gauges", "constants")
         ]  # all of them, before anything is forgotten: reading can fail
         homes = {id: (model, Pane(*pane)) for id, model, *pane in panes}
         vectors: dict[int, Vector] = {id: {} for id in homes}
         for id, key, number in counters:
             family, labels = _known_key(key)
             vectors[id].setdefault(family, {})[labels] = number
+        for id, family, body in arrays:
+            vectors[id][family] = _array(orjson.loads(body))
         self._mirror.clear()
         self._recent.clear()
         self._ids.clear()
@@ -414,7 +424,7 @@ class SQLiteStore:
     def _fold_rows(self, connection: sqlite3.Connection, now: float) -> None:
         """Write the sums that the log's rows touched, and their digests; prune the log."""
         merged = Delta()
-        remembered = 0
+        fresh: dict[int, list[bytes]] = {}
         for digests, text, time in connection.execute(
             "SELECT digests, delta, time FROM log WHERE sequence > ?", (self._folded,)
         ).fetchall():
@@ -425,10 +435,11 @@ class SQLiteStore:
                 merged.gauges.setdefault(model, {}).update(gauges)
             for model, constants in delta.constants.items():
                 merged.constants.setdefault(model, {}).update(constants)
-            remembered += connection.executemany(
-                _REMEMBER,
-                sorted((digests[at : at + 16], time) for at in range(0, len(digests), 16)),
-            ).rowcount
+            fresh.setdefault(time, []).extend(_divided(digests))
+        remembered = 0
+        for time, new in fresh.items():  # sorted, neighbours share pages
+            row = (b"".join(sorted(new)), time, orjson.dumps(list(range(len(new)))).decode())
+            remembered += connection.execute(_REMEMBER, row).rowcount
         self._write(connection, merged)
         sequence = self._mirror.sequence
         connection.execute(
@@ -444,16 +455,22 @@ class SQLiteStore:
         """Write the mirror's numbers for all that `merged` touches."""
         ids = {model: self._id(connection, model, ALL_TIME) for model in merged.gauges}
         ids |= {model: self._id(connection, model, ALL_TIME) for model in merged.constants}
+        rows: list[tuple[int, str, Number]] = []
         for (model, pane), touched in merged.counters.items():
             vector = self._mirror.vector(model, pane)
             if vector is None:
                 continue  # expired since
             id = self._id(connection, model, pane)
             for family, cells in touched.items():
-                rows = _numbers(vector[family], cells).items()
-                connection.executemany(
-                    _SET, [(id, encode_key(family, labels), number) for labels, number in rows]
-                )
+                numbers = vector[family]
+                if isinstance(numbers, Packed):
+                    body = orjson.dumps(numbers.parts()).decode()
+                    connection.execute(_SET_ARRAY, (id, family, body))
+                    first = encode_key(family, ())[:-1]
+                    connection.execute(_UNSET, (id, f"{first},", f"{first}-"))
+                else:
+                    rows += [(id, encode_key(family, labels), numbers[labels]) for labels in cells]
+        connection.executemany(_SET, rows)
         for model, gauges in merged.gauges.items():
             known = self._mirror.gauges(model)
             connection.executemany(
@@ -562,6 +579,11 @@ def _select(
     return connection.execute(statement, (b"".join(ids), places)).fetchall()
 
 
+def _divided(digests: bytes) -> list[bytes]:
+    """Each of the digests that are one after the other."""
+    return [digests[at : at + 16] for at in range(0, len(digests), 16)]
+
+
 def _swap(connection: sqlite3.Connection, swaps: Collection[Swap]) -> None:
     """Swap records. Raises ConstantsDiffer where another one is there."""
     replaced = [swap for swap in swaps if swap.before]
@@ -610,8 +632,7 @@ def _encode(delta: Delta) -> str:
             "constants": delta.constants,
             "replaced": delta.replaced,
             "dropped": [(model, tuple(pane)) for model, pane in delta.dropped],
-        },
-        option=orjson.OPT_SERIALIZE_NUMPY,
+        }
     ).decode()
 
 
@@ -629,9 +650,7 @@ def _decode(text: str) -> Delta:
     for model, panes, numbers, *arrays in stored["counters"]:
         vector: Vector = {}
         for families in arrays:
-            from .histograms import from_parts
-
-            vector.update({family: from_parts(*parts) for family, parts in families.items()})
+            vector.update({family: _array(parts) for family, parts in families.items()})
         for key, number in numbers.items():
             family, labels = _known_key(key)
             vector.setdefault(family, {})[labels] = number
@@ -642,13 +661,11 @@ def _decode(text: str) -> Delta:
     return delta
 
 
-def _numbers(
-    there: Mapping[Labels, Number], wanted: Mapping[Labels, Number]
-) -> dict[Labels, Number]:
-    """The numbers in the cells that `wanted` has."""
-    if isinstance(there, Packed):
-        return there.plain_where(wanted)
-    return {labels: there[labels] for labels in wanted}
+def _array(parts: Sequence[Any]) -> Packed:
+    """The array of a family that was stored as one."""
+    from .histograms import from_parts
+
+    return from_parts(*parts)
 
 
 @lru_cache(maxsize=65536)

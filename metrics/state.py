@@ -185,6 +185,8 @@ class State(NamedTuple):
 PACKED = "scores"
 """The family of many cells, kept as an array from MANY_CELLS on where that is smaller."""
 MANY_CELLS = 256
+_SEVERAL_CELLS = 32
+"""Cells that are added to arrays as an array, too."""
 
 
 @lru_cache(maxsize=65536)
@@ -240,17 +242,24 @@ class Mirror:
         """Make one counter equal `value`, as a store reported it after adding."""
         self._cells(model, pane, family)[labels] = value
 
+    def spread(self, model: str, panes: Iterable[Pane], vector: Increment) -> None:
+        """Add `vector` to each of `panes`."""
+        cells = vector.get(PACKED, ())
+        if type(cells) is dict and len(cells) >= _SEVERAL_CELLS:
+            known = [self.vector(model, pane) or {} for pane in panes]
+            if any(isinstance(each.get(PACKED), Packed) for each in known):
+                from .histograms import of
+
+                vector = {**vector, PACKED: of(cells)}
+        for pane in panes:
+            self.add(model, pane, vector)
+
     def add(self, model: str, pane: Pane, vector: Increment) -> None:
         """Add `vector` to one pane of `model`."""
         for family, values in vector.items():
             cells = self._cells(model, pane, family)
-            if isinstance(cells, Packed):
-                cells.add(values)
-                continue
-            if isinstance(values, Packed):
-                array = self._own(model).panes[pane][family] = values.copy()
-                if cells:
-                    array.add(cells)
+            if family == PACKED and (type(cells) is not dict or type(values) is not dict):
+                self._add_packed(model, pane, cells, values)
                 continue
             before = len(cells)
             for labels, number in values.items():
@@ -340,6 +349,16 @@ class Mirror:
         self._owned_models.add(model)
         return state
 
+    def _add_packed(
+        self, model: str, pane: Pane, cells: Cells, values: Mapping[Labels, Number]
+    ) -> None:
+        """Add cells of which some are an array."""
+        if isinstance(cells, Packed):
+            cells.add(values)
+        elif isinstance(values, Packed):
+            array = self._own(model).panes[pane][PACKED] = values.copy()
+            array.add(cells)
+
     def _pack(self, model: str, pane: Pane, cells: Cells, before: int) -> None:
         """Keep many cells as an array, if that is smaller: looked at whenever they have doubled."""
         home = (model, pane)
@@ -361,7 +380,10 @@ class Mirror:
         if cells is not None and key in self._owned:
             return cells
         vector = dict(vector) if vector else {}
-        cells = cells.copy() if isinstance(cells, Packed) else dict(cells or ())
+        if type(cells) is dict:
+            cells = cells.copy()
+        else:
+            cells = cells.copy() if isinstance(cells, Packed) else {}
         vector[family] = cells
         panes[pane] = vector
         self._owned.add(key)
