@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from . import payload
 from .committer import Committer, Work
 from .config import KSERVE_PREDICTION_TYPE, Settings
 from .counters import OTHER, Increment, merge
@@ -71,9 +70,13 @@ past which base64 overruns the 1024 bytes that eventing's dispatcher has for it.
 LAPSE_RECORDS = 1000
 """Records that one step of housekeeping forgets, about."""
 
+MAX_IDENTITIES = 4096
+"""Ids of models that are remembered by what the extensions of their events say."""
+
 MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
 
+_NAMESPACE, _DEPLOYMENT, _PREDICTOR, _MODEL = IDENTITY
 _HIDDEN = frozenset(
     {"scores", "calibration_rows", "calibration_hits", "calibration_confidence", "absolute_errors"}
 )
@@ -159,6 +162,7 @@ class App:
             settings.model,
         )
         self._labels: dict[str, dict[str, set[str]]] = {}
+        self._identities: dict[tuple[str | None, ...], tuple[str, list[str]]] = {}
         self._accepted = settings.accept_types
         if self.joins:
             self._accepted += settings.prediction_types
@@ -321,7 +325,7 @@ class App:
 
     def _entry(self, event: Event, arrival: float) -> Entry:
         """Decode and evaluate one event under the constants that are known now."""
-        model = self._model(event)
+        model, _ = self._identity(event.extensions)
         try:
             is_feedback = not event.type or event.type in self.settings.accept_types
             feedback = event.feedback() if is_feedback else prediction_of(event.json())
@@ -361,7 +365,7 @@ class App:
             segments = _segments(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
         self._admit(model, labels, increment)
-        unnamed = constants.get("unnamed") or self._unnamed(extensions)
+        unnamed = constants.get("unnamed") or self._identity(extensions)[1]
         if unnamed:
             evaluation.constants["unnamed"] = unnamed
         gauges = {key: Gauge(value, arrival) for key, value in evaluation.gauges.items()}
@@ -403,25 +407,26 @@ class App:
         state = self.store.read().models.get(entry.model)
         return not new and state is not None and "events" in state.all_time
 
-    def _model(self, event: Event) -> str:
-        """The id of the event's model. Raises Refused for an unusable one, or one too many."""
-        given = map(event.extensions.get, IDENTITY)
-        parts = [text or default for text, default in zip(given, self._defaults, strict=True)]
-        model = "/".join(parts)
-        if len(model) > payload.MAX_LABEL or model.count("/") != 3:
+    def _identity(self, extensions: Mapping[str, str]) -> tuple[str, list[str]]:
+        """The id of an event's model, and the parts that neither it nor a variable names.
+
+        Raises Refused for an unusable id.
+        """
+        get = extensions.get
+        given = get(_NAMESPACE), get(_DEPLOYMENT), get(_PREDICTOR), get(_MODEL)
+        known = self._identities.get(given)
+        if known is None:
+            parts = [text or default for text, default in zip(given, self._defaults, strict=True)]
             for name, text in zip(IDENTITY, parts, strict=True):
                 if "/" in text:
                     raise Refused(f"ce-{name}", f"{one_line(text, 40)!r} has a slash")
                 check_label(text, f"ce-{name}")
-        return model
-
-    def _unnamed(self, extensions: Mapping[str, str]) -> list[str]:
-        """The parts of the model's id that neither the event nor a variable names."""
-        return [
-            name
-            for name, variable in zip(IDENTITY, self.settings.unset_identity, strict=True)
-            if variable and not extensions.get(name)
-        ]
+            unset = zip(IDENTITY, given, self.settings.unset_identity, strict=True)
+            unnamed = [name for name, text, variable in unset if variable and not text]
+            if len(self._identities) >= MAX_IDENTITIES:
+                self._identities.clear()
+            known = self._identities[given] = "/".join(parts), unnamed
+        return known
 
     def _known_labels(self, model: str) -> dict[str, set[str]]:
         """The labels in use of a model's capped families, by kind."""

@@ -11,7 +11,7 @@ that a hostile label could contain.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ import orjson
 
 Number = int | float
 Labels = tuple[str, ...]
-Cells = MutableMapping[Labels, Number]
+Cells = Mapping[Labels, Number]
 Vector = dict[str, Cells]
 Increment = Mapping[str, Mapping[Labels, Number]]
 
@@ -32,7 +32,7 @@ SUPERSEDED = "-"
 """Begins the family of what corrections took back of another: no counter ever falls."""
 
 
-class Packed(MutableMapping[Labels, Number]):
+class Packed(Mapping[Labels, Number]):
     """Cells of one family that are kept as an array; those that are 0 are not among them."""
 
     __slots__ = ()
@@ -100,7 +100,7 @@ def net(vector: Vector) -> Vector:
     taken = [family for family in vector if family[0] == SUPERSEDED]
     if not taken:
         return vector
-    left: Vector = {family: _dict(cells) for family, cells in vector.items() if family not in taken}
+    left = {family: _dict(cells) for family, cells in vector.items() if family not in taken}
     for family in taken:
         cells = left.setdefault(family[1:], {})
         for labels, number in vector[family].items():

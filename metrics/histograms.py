@@ -70,15 +70,6 @@ class Histograms(Packed):
             raise KeyError(labels)
         return number
 
-    def __setitem__(self, labels: Labels, number: Number) -> None:
-        key, text, side = labels
-        bin = np.array(_BINS[text])
-        self._reach((key,), *_inner(bin))
-        self.counts[self.classes.index(key), _SIDES[side], self._columns(bin)] = number
-
-    def __delitem__(self, labels: Labels) -> None:
-        self[labels] = 0
-
     def __iter__(self) -> Iterator[Labels]:
         return iter(self.plain())
 

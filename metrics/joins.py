@@ -288,7 +288,7 @@ def decode(home: str, record: bytes) -> Half:
         route=more.get("route", ""),
         raw=more.get("raw", {}),
     )
-    contribution: Vector = {}
+    contribution: dict[str, Any] = {}
     for key, number in more.get("contribution", {}).items():
         family, labels = decode_key(key)
         contribution.setdefault(family, {})[labels] = number

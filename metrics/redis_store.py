@@ -685,7 +685,7 @@ def _pairs(flat: Any) -> list[tuple[str, str]]:
 
 def _vector(flat: Sequence[str]) -> Vector:
     """The vector in a pane's hash."""
-    vector: Vector = {}
+    vector: dict[str, Any] = {}
     for key, text in _pairs(flat):
         family, labels = _decode(key)
         vector.setdefault(family, {})[labels] = _number(text)

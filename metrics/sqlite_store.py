@@ -382,7 +382,7 @@ class SQLiteStore:
             for table in ("panes", "counters", "arrays", "gauges", "constants")
         ]  # all of them, before anything is forgotten: reading can fail
         homes = {id: (model, Pane(*pane)) for id, model, *pane in panes}
-        vectors: dict[int, Vector] = {id: {} for id in homes}
+        vectors: dict[int, dict[str, Any]] = {id: {} for id in homes}
         for id, key, number in counters:
             family, labels = _known_key(key)
             vectors[id].setdefault(family, {})[labels] = number
@@ -648,7 +648,7 @@ def _decode(text: str) -> Delta:
     stored = orjson.loads(text)
     delta = Delta(constants=stored["constants"], replaced=stored["replaced"])
     for model, panes, numbers, *arrays in stored["counters"]:
-        vector: Vector = {}
+        vector: dict[str, Any] = {}
         for families in arrays:
             vector.update({family: _array(parts) for family, parts in families.items()})
         for key, number in numbers.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from .counters import NO_LABELS, Cells, Increment, Labels, Number, Packed, Vector, add
+from .counters import NO_LABELS, Cells, Increment, Labels, Packed, Vector, add
 from .errors import ConstantsDiffer
 from .windows import ALL_TIME, Pane, expired
 
@@ -202,7 +202,8 @@ class Mirror:
         self.sequence = 0
         self._models: dict[str, ModelState] = {}
         self._copy: State | None = None
-        self._owned: set[tuple[str, Pane, str]] = set()
+        self._owned: dict[tuple[str, Pane], set[str]] = {}
+        """Panes that no reader holds, and which families of them none does."""
         self._owned_models: set[str] = set()
         self._loaded: set[tuple[str, Pane]] = set()
         """Panes that were loaded with many cells."""
@@ -238,10 +239,6 @@ class Mirror:
         """The ids of all known models."""
         return list(self._models)
 
-    def set(self, model: str, pane: Pane, family: str, labels: Labels, value: Number) -> None:
-        """Make one counter equal `value`, as a store reported it after adding."""
-        self._cells(model, pane, family)[labels] = value
-
     def spread(self, model: str, panes: Iterable[Pane], vector: Increment) -> None:
         """Add `vector` to each of `panes`."""
         cells = vector.get(PACKED, ())
@@ -256,10 +253,14 @@ class Mirror:
 
     def add(self, model: str, pane: Pane, vector: Increment) -> None:
         """Add `vector` to one pane of `model`."""
+        into, owned = self._vector(model, pane)
         for family, values in vector.items():
-            cells = self._cells(model, pane, family)
+            cells: Any = into.get(family)
+            if family not in owned:  # a reader may still hold them
+                owned.add(family)
+                cells = into[family] = {} if cells is None else cells.copy()
             if family == PACKED and (type(cells) is not dict or type(values) is not dict):
-                self._add_packed(model, pane, cells, values)
+                add(into, {family: values})
                 continue
             before = len(cells)
             for labels, number in values.items():
@@ -268,7 +269,7 @@ class Mirror:
                 else:
                     cells[_shared(labels)] = number
             if family == PACKED and len(cells) >= MANY_CELLS:
-                self._pack(model, pane, cells, before)
+                into[family] = self._packed(model, pane, cells, before)
 
     def set_gauge(self, model: str, key: GaugeKey, gauge: Gauge) -> None:
         """Keep `gauge` unless a younger one is known."""
@@ -289,20 +290,24 @@ class Mirror:
     def replace_pane(self, model: str, pane: Pane, vector: Vector) -> None:
         """Forget what was known of one pane and take `vector` for it, without copying."""
         self._own(model).panes[pane] = vector
-        for family in vector:
-            self._owned.add((model, pane, family))
+        self._owned[model, pane] = set(vector)
         if len(vector.get(PACKED, ())) >= MANY_CELLS:
             self._loaded.add((model, pane))
 
     def forget(self, model: str) -> None:
         """Drop all that is known of `model`."""
+        known = self._models.get(model)
+        for pane in tuple(known.panes) if known else ():
+            self.drop(model, pane)
         self._copy = None
         self._models.pop(model, None)
+        self._owned_models.discard(model)
 
     def drop(self, model: str, pane: Pane) -> None:
         """Drop one pane of `model`, if it is known."""
         if self.vector(model, pane) is not None:
             del self._own(model).panes[pane]
+            self._owned.pop((model, pane), None)
             self._loaded.discard((model, pane))
 
     def clear(self) -> None:
@@ -349,42 +354,21 @@ class Mirror:
         self._owned_models.add(model)
         return state
 
-    def _add_packed(
-        self, model: str, pane: Pane, cells: Cells, values: Mapping[Labels, Number]
-    ) -> None:
-        """Add cells of which some are an array."""
-        if isinstance(cells, Packed):
-            cells.add(values)
-        elif isinstance(values, Packed):
-            array = self._own(model).panes[pane][PACKED] = values.copy()
-            array.add(cells)
+    def _vector(self, model: str, pane: Pane) -> tuple[dict[str, Any], set[str]]:
+        """The counters of one pane, and the families of it that no reader can hold."""
+        panes = self._own(model).panes
+        owned = self._owned.get((model, pane))
+        if owned is None:
+            owned = self._owned[model, pane] = set()
+            panes[pane] = dict(panes.get(pane, ()))
+        return panes[pane], owned
 
-    def _pack(self, model: str, pane: Pane, cells: Cells, before: int) -> None:
-        """Keep many cells as an array, if that is smaller: looked at whenever they have doubled."""
+    def _packed(self, model: str, pane: Pane, cells: Cells, before: int) -> Cells:
+        """Many cells as an array, if that is smaller: looked at whenever they have doubled."""
         home = (model, pane)
         if before.bit_length() == len(cells).bit_length() and home not in self._loaded:
-            return
+            return cells
         from .histograms import packed  # its numpy is not for those who have few rows
 
         self._loaded.discard(home)
-        found = packed(cells)
-        if found is not None:
-            self._own(model).panes[pane][PACKED] = found
-
-    def _cells(self, model: str, pane: Pane, family: str) -> Cells:
-        """The numbers of one family, copied first where a reader may still hold them."""
-        key = (model, pane, family)
-        panes = self._own(model).panes
-        vector = panes.get(pane)
-        cells = vector.get(family) if vector else None
-        if cells is not None and key in self._owned:
-            return cells
-        vector = dict(vector) if vector else {}
-        if type(cells) is dict:
-            cells = cells.copy()
-        else:
-            cells = cells.copy() if isinstance(cells, Packed) else {}
-        vector[family] = cells
-        panes[pane] = vector
-        self._owned.add(key)
-        return cells
+        return packed(cells) or cells

@@ -51,17 +51,6 @@ def test_arrays_and_dicts_mix_in_any_order(parts: list[tuple[dict[Any, int], boo
 
 
 @LAWS
-@given(CELLS, LABELS, st.integers(1, 1000))
-def test_one_cell_is_set(cells: dict[Any, int], labels: Any, number: int) -> None:
-    """Wherever it lies; and set to 0 it is gone."""
-    found = of(cells)
-    found[labels] = number
-    assert found == {**cells, labels: number}
-    del found[labels]
-    assert found == {key: each for key, each in cells.items() if key != labels}
-
-
-@LAWS
 @given(CELLS)
 def test_parts_make_the_same_again(cells: dict[Any, int]) -> None:
     """Through JSON, as a store has them; and those of what was turned, too."""

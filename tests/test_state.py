@@ -157,16 +157,13 @@ def test_the_mirror_tells_what_was_written_and_what_was_read_never_changes(seed:
     for step in range(400):
         model, pane = chance.choice("ab"), chance.choice([ALL_TIME, YOUNG, Pane(5, step)])
         family, labels = chance.choice("xyz"), (chance.choice("pq"),)
-        action = chance.choice(["add"] * 5 + ["set", "gauge", "constant", "replace"])
+        action = chance.choice(["add"] * 6 + ["gauge", "constant", "replace"])
         if chance.random() < 0.08:
             action = chance.choice(["forget", "drop", "drop", "expire", "clear"])
         if action == "add":
             mirror.add(model, pane, {family: {labels: step}})
             cells = plain.of(model)[0].setdefault(pane, {}).setdefault(family, {})
             cells[labels] = cells.get(labels, 0) + step
-        elif action == "set":
-            mirror.set(model, pane, family, labels, step)
-            plain.of(model)[0].setdefault(pane, {}).setdefault(family, {})[labels] = step
         elif action == "gauge":
             gauge = Gauge(step, chance.randrange(step + 1))
             mirror.set_gauge(model, (family, labels), gauge)
@@ -238,7 +235,7 @@ def test_reading_again_gives_the_same_object_until_something_changes() -> None:
     third = second
     key = ("last_event", ())
     for change in (
-        lambda: mirror.set("m", ALL_TIME, "rows", (), 5),
+        lambda: mirror.add("m", ALL_TIME, {"rows": {(): 5}}),
         lambda: mirror.set_gauge("m", key, Gauge(1, 1)),
         lambda: mirror.set_constants("m", {"task": "binary"}),
         lambda: mirror.replace_pane("m", YOUNG, {}),

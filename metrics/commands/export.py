@@ -31,7 +31,7 @@ from typing import Any
 import orjson
 
 from .. import alerts
-from ..counters import Labels, Number, Vector, decode_key, encode_key
+from ..counters import Labels, Number, decode_key, encode_key
 from ..errors import ConfigurationError, ConstantsDiffer, Refused, StoreUnavailable, StoreUnusable
 from ..events import format_time
 from ..payload import check_label, load_json, one_line
@@ -224,7 +224,7 @@ def _unpacked(model: str, known: Any) -> ModelState:
     if len(parts) != 4 or not all(check_label(part, where) for part in parts):
         raise Refused(where, "is no namespace/deployment/predictor/model")
     try:
-        panes: dict[Pane, Vector] = {}
+        panes: dict[Pane, Any] = {}
         for stored in known["panes"]:
             vector = panes[_pane(stored["width"], stored["start"], stored["segment"], panes)] = {}
             for key, number in stored["counters"].items():
