@@ -297,9 +297,9 @@ class App:
 
     def answer(self, request: Request, verdict: Any, entries: Sequence[Entry]) -> Response:
         """The answer once the commit told its verdict; `entries` are as they were committed."""
-        if isinstance(verdict, Refused):
-            verdict.model = verdict.model or request.counted[0].entry.model
         if isinstance(verdict, BaseException):
+            if isinstance(verdict, Refused):
+                verdict.model = verdict.model or request.counted[0].entry.model
             raise verdict
         self._log_processing(len(request.counted))
         for counted, entry in zip(request.counted, entries, strict=True):

@@ -81,7 +81,8 @@ class Committer:
         """Called with the other housekeeping."""
         self._queue: deque[Work] = deque()
         self._waiting = 0
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._closing = False
         self._ready = False
         """Whether what is queued is to be committed now."""
@@ -107,7 +108,7 @@ class Committer:
         which are new. Raises Overloaded where the queue is full.
         """
         verdicts = None
-        with self._wake:
+        with self._lock:
             if self._closing:
                 raise Overloaded("shutting down")
             if self._waiting + len(work.entries) > self._max_queue and self._waiting:
@@ -125,7 +126,7 @@ class Committer:
 
     def go(self) -> None:
         """Commit what is queued, as soon as the last commit is done."""
-        with self._wake:
+        with self._lock:
             self._go()
 
     def _go(self) -> None:
@@ -135,7 +136,7 @@ class Committer:
 
     def close(self) -> None:
         """Commit what is queued and stop the thread; further work is refused."""
-        with self._wake:
+        with self._lock:
             self._closing = True
             self._wake.notify()
         self._thread.join()
@@ -155,7 +156,7 @@ class Committer:
 
     def _gather(self) -> list[Work] | None:
         """What to commit next; [] when there is time for other duties, None at the end."""
-        with self._wake:
+        with self._lock:
             if self._interval:
                 full = self._waiting * 2 > self._max_queue and self._healthy
                 if not self._closing and not full:
@@ -291,7 +292,7 @@ class Committer:
                 self._attempts = 1
                 return
             clock.sleep(PROBE_SECONDS)
-        with self._wake:  # already acknowledged: keep it, in order, for the next flush
+        with self._lock:  # already acknowledged: keep it, in order, for the next flush
             self._queue.extendleft(reversed(batch))
             self._count(entries)
 

@@ -236,23 +236,17 @@ def carried(extensions: Mapping[str, str]) -> dict[str, str]:
 
 def binary_headers(attributes: Mapping[str, str]) -> list[tuple[str, str]]:
     """The headers of an event in binary mode whose data is JSON."""
-    headers = [("content-type", JSON), ("ce-specversion", "1.0")]
-    headers += [
-        (_header(name), text if text.isascii() and text.isalnum() else _encoded(text))
-        for name, text in attributes.items()
-    ]
-    return headers
+    return [*_CONTENT, *[_header(name, text) for name, text in attributes.items()]]
 
 
-@lru_cache(maxsize=1024)
-def _header(name: str) -> str:
-    return f"ce-{name}"
+_CONTENT = [("content-type", JSON), ("ce-specversion", "1.0")]
 
 
 @lru_cache(maxsize=4096)
-def _encoded(text: str) -> str:
-    """A header value: space, quote, percent and all beyond printable ASCII are percent-encoded."""
-    return quote(text, safe=_HEADER_SAFE)
+def _header(name: str, text: str) -> tuple[str, str]:
+    """Space, quote, percent and all beyond printable ASCII are percent-encoded."""
+    plain = text.isascii() and text.isalnum()
+    return f"ce-{name}", text if plain else quote(text, safe=_HEADER_SAFE)
 
 
 def batch_body(events: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:

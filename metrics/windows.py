@@ -78,8 +78,11 @@ def place(time: float, arrival: float, windows: Sequence[Window]) -> Placement:
     event is left out; `late` says that every window was.
     """
     time = min(time, arrival)
-    reached = tuple([each for each in windows if time > arrival - each.seconds])
-    return Placement(_panes_at(int(time), reached), not reached and bool(windows))
+    for each in windows:
+        if time <= arrival - each.seconds:
+            windows = [each for each in windows if time > arrival - each.seconds]
+            return Placement(_panes_at(int(time), tuple(windows)), not windows)
+    return Placement(_panes_at(int(time), tuple(windows)), False)
 
 
 @lru_cache(maxsize=1024)
