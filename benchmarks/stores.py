@@ -69,8 +69,8 @@ def sqlite(path: Path, events: int, models: int = 1) -> str:
 
 def counters(url: str) -> int:
     """How many counters a SQLite store holds."""
-    import sqlite3
-
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        (found,) = connection.execute("SELECT count(*) FROM counters").fetchone()
-    return int(found)
+    store = SQLiteStore(url.removeprefix("sqlite:///"), TTL)
+    models = store.read().models.values()
+    vectors = [vector for model in models for vector in model.panes.values()]
+    store.close()
+    return sum(len(cells) for vector in vectors for cells in vector.values())

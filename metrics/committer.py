@@ -87,7 +87,10 @@ class Committer:
         self._ready = False
         """Whether what is queued is to be committed now."""
         self.gather: Callable[[], None] | None = None
-        """Of a host that knows when no more requests are at hand: told of each, it calls `go`."""
+        """Of a host that knows when no more requests are at hand: told of each, it calls `go`.
+
+        So it does after answers, if entries are waiting.
+        """
         self._healthy = True
         self._pending_digests: set[bytes] = set()
         self._attempts = FLUSH_ATTEMPTS
@@ -123,6 +126,11 @@ class Committer:
             work.done(verdicts)
         elif self.gather is not None:
             self.gather()
+
+    @property
+    def waiting(self) -> int:
+        """Entries in the queue."""
+        return self._waiting
 
     def go(self) -> None:
         """Commit what is queued, as soon as the last commit is done."""
@@ -350,6 +358,9 @@ class Committer:
             for work in batch:
                 self._pending_digests.difference_update(entry.digest for entry in work.entries)
             return
+        if self.gather is not None:  # which it is again, once these are answered
+            with self._lock:
+                self._ready = False
         for work, verdict in zip(batch, verdicts, strict=True):
             work.done(verdict)
 

@@ -239,6 +239,8 @@ class Service:
             answer = finish()
             if answer is not None:
                 connection.answer(*answer)
+        if self._app.committer.waiting:
+            self._gather()
 
     # --- pages -------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ before the log grows long, it is folded into the tables of counters and digests.
 always the tables plus the log since the last fold, so a commit costs one row however many panes
 it counts in, and no writer ever overwrites what another added.
 
-Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
+Format, version 2 (PRAGMA user_version; application_id marks the file as ours):
 
     meta(epoch, folded, pruned, seen)    one row. epoch: a random number, new whenever something
                                          was taken away other than by age; folded: the last commit
                                          that is in the tables; pruned: the last that is no more
-                                         in the log; seen: digests in the table
+                                         in the log; seen: digests in both tables
     log(sequence, time, digests, delta)  one row a commit: its number; epoch seconds; 16 bytes for
                                          each (source, id); JSON:
                                          {"counters": [[model, [[width, start, segment], …],
@@ -27,7 +27,8 @@ Format, version 1 (PRAGMA user_version; application_id marks the file as ours):
     gauges(pane, key, value, time)       last write wins; at the pane of all time
     constants(pane, name, value)         first writer wins, unless replaced; JSON; at the pane of
                                          all time
-    seen(digest, time)                   digests of folded commits
+    young(digest, time)                  digests of folded commits; a stretch of them at a time goes
+    seen(digest, time)                   to where the others are, so that many go to one page
     records(id, home, body)              what is remembered of a request until its truth, or its
                                          prediction, comes; rows in the order of their writing
     held(bytes)                          one row: bytes of all records
@@ -55,14 +56,14 @@ from typing import Any
 
 import orjson
 
-from .counters import Labels, Number, Packed, Vector, add, decode_key, encode_key
+from .counters import Labels, Number, Packed, add, decode_key, encode_key
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .state import TAG, Delta, Entry, Gauge, Mirror, RecordKey, State, Swap, total
 from .store import apply_rest, check_constants, split, with_created
 from .windows import ALL_TIME, PANES, Pane
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 5.0
 """How long a commit waits for another process's transaction before it answers 503."""
 BUSY_TRY_SECONDS = 0.02
@@ -75,6 +76,8 @@ MAX_LOG = 2000
 """Commits after which the log is folded even if nobody keeps house."""
 MAX_DROPPED = 500
 """Expired panes that one step of housekeeping drops."""
+STRETCHES = 10
+"""Folds after which a digest is in the table of all."""
 SWEEPS = 8
 """Passes of the purge over all digests within one time to live."""
 
@@ -91,8 +94,6 @@ CREATE TABLE panes(id INTEGER PRIMARY KEY, model TEXT NOT NULL, width INTEGER NO
 CREATE INDEX expiry ON panes({_EXPIRY}) WHERE width > 0;
 CREATE TABLE counters(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
-CREATE TABLE arrays(pane INTEGER NOT NULL, family TEXT NOT NULL, body TEXT NOT NULL,
-  PRIMARY KEY(pane, family)) WITHOUT ROWID;
 CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, time REAL NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
 CREATE TABLE constants(pane INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
@@ -102,24 +103,34 @@ CREATE TABLE records(row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
   home TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE held(bytes INTEGER NOT NULL);
 INSERT INTO held VALUES (0);
-PRAGMA user_version = {VERSION};
 PRAGMA application_id = {APPLICATION_ID};
 """
+
+_SINCE_1 = f"""
+CREATE TABLE arrays(pane INTEGER NOT NULL, family TEXT NOT NULL, body TEXT NOT NULL,
+  PRIMARY KEY(pane, family)) WITHOUT ROWID;
+CREATE TABLE young(digest BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
+"""
+"""What makes a file of version 2 of one of version 1."""
 
 _META = """
 SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM log), folded) FROM meta"""
 
-_SEEN = """
-SELECT digest FROM seen
-WHERE digest IN (SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2))"""
+_IDS = "SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2)"
 
-_RECORDS = """
-SELECT id, body FROM records
-WHERE id IN (SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2))"""
+_SEEN = f"""
+SELECT digest FROM young WHERE digest IN ({_IDS})
+UNION ALL SELECT digest FROM seen WHERE digest IN ({_IDS})"""
+
+_RECORDS = f"SELECT id, body FROM records WHERE id IN ({_IDS})"
 
 _REMEMBER = """
-INSERT OR IGNORE INTO seen(digest, time)
+INSERT OR IGNORE INTO young(digest, time)
 SELECT substr(?1, 16 * value + 1, 16), ?2 FROM json_each(?3)"""
+
+_MOVE = """
+INSERT OR IGNORE INTO seen SELECT digest, time FROM young WHERE digest >= ? AND digest < ?"""
 
 _SET = """
 INSERT INTO counters(pane, key, value) VALUES (?, ?, ?)
@@ -158,6 +169,7 @@ class SQLiteStore:
         self._data_version = -1
         self._looked = 0.0
         self._swept = 0.0
+        self._moved = 0
         self._connection: sqlite3.Connection | None = None
         self._served = False
         try:
@@ -241,7 +253,9 @@ class SQLiteStore:
         """Fold the log, and forget expired panes and, in a small stretch, digests past their time.
 
         The stretch follows the clock over the space of digests, so that within an eighth of the
-        time to live every digest was looked at, and no step is large.
+        time to live every digest was looked at, and no step is large. In other stretches young
+        digests go to the others: these are in the order of their hashes, and to put each of a
+        second's among a million of them where it belongs would write nearly every page.
         """
         with self._lock, self._guard():
             connection = self._open()
@@ -249,10 +263,14 @@ class SQLiteStore:
             self._fold(connection, now)
             _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
-            purged = connection.execute(
-                "DELETE FROM seen WHERE digest >= ? AND digest < ? AND time < ?",
-                (begin, end, int(now - self._ttl)),
-            ).rowcount
+            purged = sum(
+                connection.execute(
+                    f"DELETE FROM {table} WHERE digest >= ? AND digest < ? AND time < ?",
+                    (begin, end, int(now - self._ttl)),
+                ).rowcount
+                for table in ("young", "seen")
+            )
+            self._move(connection)
             if purged:
                 connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
             delta, sequence = self._drop(connection, now), self._mirror.sequence + 1
@@ -318,6 +336,13 @@ class SQLiteStore:
         """Append one row to the log, within the transaction that is open."""
         row = (sequence, int(now), digests, _encode(delta))
         connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", row)
+
+    def _move(self, connection: sqlite3.Connection) -> None:
+        """Bring the next stretch of young digests to the others."""
+        self._moved = (self._moved + 1) % STRETCHES
+        stretch = [_digest_at((self._moved + end) / STRETCHES) for end in (0, 1)]
+        if connection.execute(_MOVE, stretch).rowcount:
+            connection.execute("DELETE FROM young WHERE digest >= ? AND digest < ?", stretch)
 
     def _drop(self, connection: sqlite3.Connection, now: float) -> Delta:
         """Delete some panes that no window reaches; every process drops them at this commit."""
@@ -618,7 +643,7 @@ def _encode(delta: Delta) -> str:
                     {
                         encode_key(family, labels): number
                         for family, cells in vector.items()
-                        if not isinstance(cells, Packed)
+                        if type(cells) is dict
                         for labels, number in cells.items()
                     },
                     *_encode_packed(vector),
@@ -636,11 +661,11 @@ def _encode(delta: Delta) -> str:
     ).decode()
 
 
-def _encode_packed(vector: Vector) -> Iterator[dict[str, Any]]:
+def _encode_packed(vector: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One object with the families that are arrays, if there are any."""
-    found = {family: cells.parts() for family, cells in vector.items() if isinstance(cells, Packed)}
-    if found:
-        yield found
+    arrays = {family: cells for family, cells in vector.items() if type(cells) is not dict}
+    if arrays:
+        yield {family: cells.parts() for family, cells in arrays.items()}
 
 
 def _decode(text: str) -> Delta:
@@ -688,7 +713,7 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
         raise
     if tables and application != APPLICATION_ID:
         raise StoreUnavailable("foreign", f"{path} holds another program's data")
-    if tables and version != VERSION:
+    if tables and version not in (1, VERSION):
         raise StoreUnusable(
             f"FEEDBACK_STORE: {path} has format {version}; this version reads {VERSION}"
         )
@@ -696,14 +721,21 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
         journal = "truncate" if _on_network(path) else "wal"
     connection.execute(f"PRAGMA journal_mode = {journal}")
     connection.execute("PRAGMA synchronous = FULL")
-    if not tables:
+    if not tables or version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
         if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
+            _execute(connection, _SCHEMA)
             connection.execute("INSERT INTO meta VALUES (?, 0, 0, 0)", (random.getrandbits(62),))
+        if connection.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+            _execute(connection, _SINCE_1)
         connection.execute("COMMIT")
     connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TRY_SECONDS)}")
+
+
+def _execute(connection: sqlite3.Connection, script: str) -> None:
+    """Execute statements within the transaction that is open, as `executescript` would not."""
+    for statement in script.split(";"):
+        connection.execute(statement)
 
 
 def _patiently(connection: sqlite3.Connection, statement: str) -> None:

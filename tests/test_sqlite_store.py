@@ -17,6 +17,7 @@ import pytest
 
 from metrics import sqlite_store
 from metrics.errors import StoreUnavailable, StoreUnusable
+from metrics.histograms import of
 from metrics.sqlite_store import SQLiteStore
 from metrics.state import Entry
 from metrics.windows import ALL_TIME, Pane
@@ -199,6 +200,29 @@ def test_damaged_while_serving(path: Path) -> None:
     store.close()
 
 
+def test_older_format(path: Path) -> None:
+    """A file of version 1 is taken as it is, and is of this version then."""
+    store = SQLiteStore(str(path), TTL)
+    store.commit(entries(1, 2), NOW)
+    store.housekeep(NOW)
+    for _ in range(sqlite_store.STRETCHES):
+        store.housekeep(NOW)
+    store.close()
+    old = sqlite3.connect(path)
+    for statement in ("DROP TABLE arrays", "DROP TABLE young", "PRAGMA user_version = 1"):
+        old.execute(statement)
+    old.close()
+    for _ in range(2):
+        store = SQLiteStore(str(path), TTL)
+        assert store.commit(entries(2), NOW) == [False]
+        store.housekeep(NOW)
+        assert store.read().models["m"].all_time["events"] == {(): 2}
+        store.close()
+    with sqlite3.connect(path) as new:
+        assert new.execute("PRAGMA user_version").fetchone() == (sqlite_store.VERSION,)
+    new.close()
+
+
 def test_newer_format(store: SQLiteStore, path: Path) -> None:
     """A newer format is unusable at start, unavailable later, and left as it is."""
     store.close()
@@ -206,7 +230,7 @@ def test_newer_format(store: SQLiteStore, path: Path) -> None:
     other.execute(f"PRAGMA user_version = {sqlite_store.VERSION + 1}")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(StoreUnusable, match="format 2"):
+    with pytest.raises(StoreUnusable, match=f"format {sqlite_store.VERSION + 1}"):
         SQLiteStore(str(path), TTL)
     assert kind(store, entries(1)) == "foreign"
     assert path.read_bytes() == before
@@ -274,6 +298,64 @@ def test_sweep_reaches_every_digest(path: Path, ttl: int) -> None:
         store.housekeep(NOW + ttl + 1 + step * max(1.0, period / 200) * 0.999)
     assert store.seen() == 0
     store.close()
+
+
+def test_a_digest_is_known_wherever_it_lies(path: Path) -> None:
+    """In the log, among the young ones, and among all, where it is ten folds later."""
+    store = SQLiteStore(str(path), TTL)
+    other = SQLiteStore(str(path), TTL)
+    chance = random.Random(1)
+    edges = [b"\0" * 16, b"\xff" * 16]
+    digests = edges + [chance.randbytes(16) for _ in range(200)]
+    batch = [Entry("m", digest, (ALL_TIME,), {"events": {(): 1}}) for digest in digests]
+    assert all(store.commit(batch, NOW))
+    young = []
+    for _ in range(sqlite_store.STRETCHES + 1):
+        assert not any(other.commit(batch, NOW))
+        store.housekeep(NOW)
+        ((left,),) = connection(store).execute("SELECT count(*) FROM young").fetchall()
+        young.append(left)
+    assert young[0] > young[1] > young[-1] == 0
+    assert connection(store).execute("SELECT count(*) FROM seen").fetchall() == [(202,)]
+    assert store.seen() == 202
+    for each in (store, other):
+        each.close()
+
+
+@pytest.mark.parametrize("rows", [30, 3000])
+def test_arrays_survive_what_dicts_do(path: Path, rows: int) -> None:
+    """The log, the fold, and a restart; another process, and one that expires; the same cells."""
+    chance = random.Random(rows)
+    scores: dict[Any, int] = {}
+    for _ in range(rows):
+        labels = (chance.choice("ab"), str(chance.randint(-300, 300)), chance.choice("01"))
+        scores[labels] = scores.get(labels, 0) + 1
+    one, other = SQLiteStore(str(path), TTL), SQLiteStore(str(path), TTL)
+    panes = (ALL_TIME, PANE)
+
+    def equal(times: int) -> None:
+        expected = {labels: times * number for labels, number in scores.items()}
+        for store in (one, other, SQLiteStore(str(path), TTL)):
+            model = store.read().models["m"]
+            assert [model.panes[pane]["scores"] for pane in panes] == [expected] * 2
+
+    for step in range(1, 7):
+        added: Any = {"scores": of(scores) if step % 2 else dict(scores)}
+        (one, other)[step % 3 == 0].commit([Entry("m", b"", panes, added)], NOW)
+        equal(step)
+        if step % 2:
+            one.housekeep(NOW)
+            equal(step)
+    query = "SELECT count(*) FROM {} WHERE {}"
+    (arrays,) = connection(one).execute(query.format("arrays", "family = 'scores'")).fetchone()
+    cells = query.format("counters", "key LIKE '[\"scores\"%'")
+    assert arrays == 2
+    assert connection(one).execute(cells).fetchone() == (0,)
+    one.housekeep(NOW + 86400)
+    assert connection(one).execute("SELECT count(*) FROM arrays").fetchone() == (1,)
+    assert one.reset("m")
+    assert connection(one).execute("SELECT count(*) FROM arrays").fetchone() == (0,)
+    assert "m" not in other.read().models
 
 
 # --- faults ------------------------------------------------------------------------------------
