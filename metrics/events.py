@@ -242,7 +242,7 @@ def binary_headers(attributes: Mapping[str, str]) -> list[tuple[str, str]]:
 _CONTENT = [("content-type", JSON), ("ce-specversion", "1.0")]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _header(name: str, text: str) -> tuple[str, str]:
     """Space, quote, percent and all beyond printable ASCII are percent-encoded."""
     plain = text.isascii() and text.isalnum()

@@ -464,7 +464,7 @@ class RedisStore:
             self._suspects.add(share.model)
         with self._mirror_lock:
             for vector, panes in share.vectors:
-                self._mirror.spread(share.model, panes, vector)
+                self._mirror.spread((share.model, tuple(panes)), vector)
             apply_rest(self._mirror, share.delta)
             self._mirror.sequence += 1
 

@@ -192,6 +192,8 @@ class SQLiteStore:
             delta = total(new, duplicates)
             check_constants(self._mirror, delta)
             with_created(self._mirror, delta, now)
+            for home, vector in delta.groups.items():
+                delta.groups[home] = self._mirror.alike(home, vector)
             sequence = self._mirror.sequence + 1
             digests = b"".join(entry.digest for entry in new)
             self._append(connection, sequence, now, digests, delta)
@@ -362,8 +364,8 @@ class SQLiteStore:
         for model, pane in delta.dropped:
             self._mirror.drop(model, pane)
             self._ids.pop((model, pane), None)
-        for (model, panes), vector in delta.groups.items():
-            self._mirror.spread(model, panes, vector)
+        for home, vector in delta.groups.items():
+            self._mirror.spread(home, vector)
         apply_rest(self._mirror, delta)
         for digest in _divided(digests):
             self._recent[digest] = sequence

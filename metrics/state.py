@@ -239,15 +239,24 @@ class Mirror:
         """The ids of all known models."""
         return list(self._models)
 
-    def spread(self, model: str, panes: Iterable[Pane], vector: Increment) -> None:
-        """Add `vector` to each of `panes`."""
-        cells = vector.get(PACKED, ())
-        if type(cells) is dict and len(cells) >= _SEVERAL_CELLS:
-            known = [self.vector(model, pane) or {} for pane in panes]
-            if any(isinstance(each.get(PACKED), Packed) for each in known):
-                from .histograms import of
+    def alike(self, home: Home, vector: Increment) -> Vector:
+        """`vector` with its several cells as an array, where what they are added to is one."""
+        vector = vector if isinstance(vector, dict) else dict(vector)
+        cells = vector.get(PACKED, {})
+        if type(cells) is not dict or len(cells) < _SEVERAL_CELLS:
+            return vector
+        model, panes = home
+        known = [self.vector(model, pane) or {} for pane in panes]
+        if not any(isinstance(each.get(PACKED), Packed) for each in known):
+            return vector
+        from .histograms import of
 
-                vector = {**vector, PACKED: of(cells)}
+        return {**vector, PACKED: of(cells)}
+
+    def spread(self, home: Home, vector: Increment) -> None:
+        """Add `vector` to each pane of `home`."""
+        vector = self.alike(home, vector)
+        model, panes = home
         for pane in panes:
             self.add(model, pane, vector)
 

@@ -125,8 +125,8 @@ class MemoryStore:
                 if self._records.get(key, b"")[:TAG] != swap.before:
                     raise ConstantsDiffer(f"a record of {key.home}")
             with_created(self._mirror, delta, now)
-            for (model, panes), vector in delta.groups.items():
-                self._mirror.spread(model, panes, vector)
+            for home, vector in delta.groups.items():
+                self._mirror.spread(home, vector)
             for key, swap in delta.swaps.items():
                 self._held += len(swap.after) - len(self._records.pop(key, b""))
                 if swap.after:

@@ -15,7 +15,7 @@ def normal_quantile(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def student_quantile(freedom: int, level: float) -> float:
     """t such that Student's variable lies within ±t with probability `level`.
 
