@@ -119,7 +119,7 @@ class Contestant:
 
     def send(self, shape: Shape, count: int) -> load.Seen:
         """Have it take so many requests."""
-        return self._load(itertools.islice(self._events(shape), count), shape, 8, math.inf)
+        return self._load(itertools.islice(self._events(shape), count), shape, 64, math.inf)
 
     def check(self) -> None:
         """Raises BadAnswerError where it counted another number of events than it accepted."""
