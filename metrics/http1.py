@@ -89,8 +89,8 @@ class Connection(asyncio.Protocol):
             self._head += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # nothing else is spoken: the request is answered as it is
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._give_up(HTTPStatus.BAD_REQUEST)
         if self._head > MAX_HEAD and not self._reading:
@@ -128,6 +128,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         parts, parser = self._parts, self._parser
+        if parser.should_upgrade():
+            return  # llhttp stops at the end of the head; see `_decline`
         self._reading = self._late = False
         keep = parser.should_keep_alive() and not self._stopping
         request = Request(
@@ -148,6 +150,18 @@ class Connection(asyncio.Protocol):
         self._waiting.append(request)
         if len(self._waiting) == MAX_WAITING:
             self._transport.pause_reading()
+
+    def _decline(self, rest: bytes) -> None:
+        """Read a request that offers another protocol as if it did not, as JDK's client expects."""
+        if self._parser.get_method() == b"CONNECT":
+            self._give_up(HTTPStatus.BAD_REQUEST)
+            return
+        method, headers = self._parser.get_method().decode(), self._headers
+        kept = [f"{name}: {text}" for name, text in headers.items() if name not in _OFFERS]
+        head = "\r\n".join([f"{method} {self._target.decode('latin-1')} HTTP/1.1", *kept, "", ""])
+        self._parser = httptools.HttpRequestParser(self)
+        self._reading = False
+        self.data_received(head.encode("latin-1") + rest)
 
     def _begin(self) -> None:
         self._target = b""
@@ -203,6 +217,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
+_OFFERS = ("connection", "upgrade", "http2-settings", "expect")
 _NAMES: dict[bytes, str] = {}
 """Names of headers as they came, and as they are known, as far as met."""
 _MAX_NAMES = 1024
