@@ -136,7 +136,7 @@ class Service:
                 return
             client.setblocking(False)
             limit = self._app.settings.max_body
-            made = partial(Connection, self._handle, limit, self._connections)
+            made = partial(Connection, self.handle, limit, self._connections)
             self._loop.create_task(self._loop.connect_accepted_socket(made, client))
 
     def _accept_again(self, listener: socket.socket) -> None:
@@ -151,7 +151,14 @@ class Service:
 
     # --- requests ----------------------------------------------------------------------------
 
-    def _handle(self, connection: Connection, request: Request) -> None:
+    def handle(self, connection: Connection, request: Request) -> None:
+        """Have a request answered, now or later."""
+        try:
+            self._route(connection, request)
+        except Exception as error:
+            connection.answer(*problem(error))
+
+    def _route(self, connection: Connection, request: Request) -> None:
         if request.method == "POST" and request.target == b"/":
             self._post(connection, request)
             return

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from metrics.http1 import Request
+from metrics.server import Service
 from tests.servers_http import ROOT, free_port, until
 
 
@@ -22,6 +26,21 @@ def _is_young(process: int, workers: int) -> bool:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     (caught,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")]
     return bool(caught & 1 << signal.SIGTERM - 1)
+
+
+def test_a_bug_is_a_500_and_the_log_has_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Never a 400, on which a broker would give the event up."""
+
+    def may_post(_: object) -> bool:
+        raise ZeroDivisionError
+
+    answers: list[Any] = []
+    connection = SimpleNamespace(answer=lambda *answer: answers.append(answer))
+    service = Service(SimpleNamespace(may_post=may_post))  # type: ignore[arg-type]
+    service.handle(connection, Request("POST", b"/", {}, b"{}", 2, True))  # type: ignore[arg-type]
+    ((status, _, body),) = answers
+    assert (status, b"internal error" in body) == (500, True)
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [1, 3])
