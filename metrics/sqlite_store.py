@@ -74,6 +74,8 @@ RETAIN_SECONDS = 5
 """How long a folded commit stays in the log for others to read."""
 MAX_LOG = 2000
 """Commits after which the log is folded even if nobody keeps house."""
+MAX_RECENT = 4096
+"""Digests of commits in memory after which it is, too, so that no rate fills the memory."""
 MAX_DROPPED = 500
 """Expired panes that one step of housekeeping drops."""
 CACHE_KIBIBYTES = 500
@@ -205,7 +207,7 @@ class SQLiteStore:
             with self._mirror_lock:
                 self._apply(sequence, digests, delta)
             self._looked = clock.monotonic()
-            if sequence - self._folded >= MAX_LOG:
+            if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
                 self._try_to_fold(connection, now)
             return verdicts
 
