@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from .bins import MAX_LOGIT_BIN
 from .counters import Labels, Number, Packed
 
-Integers = NDArray[np.int64]
+Integers = NDArray[np.signedinteger[Any]]
+_WIDE = 1 << 31
+"""Counts that may be as large take 8 bytes each, others 4."""
 _MARGIN = 16
 """Bins that are added beyond those that are needed: the next ones will be near."""
 _WORTH = 12
@@ -32,14 +34,16 @@ class Histograms(Packed):
 
     `counts` is (K, 2, W): K classes, their negatives and positives, and columns of bins from the
     lowest score up: one for the outermost bin, those from `low` to `high`, the other outermost one.
+    No count is larger than `most`.
     """
 
-    __slots__ = ("classes", "counts", "low")
+    __slots__ = ("classes", "counts", "low", "most")
 
-    def __init__(self, classes: tuple[str, ...], low: int, counts: Integers) -> None:
+    def __init__(self, classes: tuple[str, ...], low: int, counts: Integers, most: int) -> None:
         self.classes = classes
         self.low = low
         self.counts = counts
+        self.most = most
 
     @property
     def high(self) -> int:
@@ -114,13 +118,13 @@ class Histograms(Packed):
 
     def turned(self, key: str) -> Histograms:
         """The scores of the other of two classes, `key`: one less this one's."""
-        return Histograms((key,), -self.high, self.counts[:, ::-1, ::-1])
+        return Histograms((key,), -self.high, self.counts[:, ::-1, ::-1], self.most)
 
     # --- as a sum ----------------------------------------------------------------------------
 
     def copy(self) -> Histograms:
         """The same, to be added to."""
-        return Histograms(self.classes, self.low, self.counts.copy())
+        return Histograms(self.classes, self.low, self.counts.copy(), self.most)
 
     def add(self, values: Mapping[Labels, Number]) -> None:
         """Add `values`, in place."""
@@ -130,6 +134,7 @@ class Histograms(Packed):
             return
         low, high = values.low, values.high
         self._reach(values.classes, low, high)
+        self._widen(values.most)
         rows: Any = slice(None)
         if values.classes != self.classes:
             rows = [self.classes.index(key) for key in values.classes]
@@ -147,7 +152,14 @@ class Histograms(Packed):
         classes = np.fromiter(map(place.__getitem__, keys), np.intp, len(keys))
         side = np.fromiter(map(_SIDES.__getitem__, sides), np.intp, len(sides))
         numbers = np.fromiter(values.values(), np.int64, len(keys))
+        self._widen(int(numbers.max()))
         self.counts[classes, side, self._columns(bins)] += numbers  # all labels differ
+
+    def _widen(self, more: int) -> None:
+        """Have room for counts that are larger by so much."""
+        self.most += more
+        if self.most >= _WIDE and self.counts.dtype != np.int64:
+            self.counts = self.counts.astype(np.int64)
 
     def _reach(self, classes: Sequence[str], low: int, high: int) -> None:
         """Have room for these classes, and for the bins from `low` to `high`, if that is any."""
@@ -157,7 +169,7 @@ class Histograms(Packed):
             return
         low = low - _MARGIN if lacks and low < self.low else self.low
         high = high + _MARGIN if lacks and high > self.high else self.high
-        grown = empty((*self.classes, *fresh), low, high)
+        grown = empty((*self.classes, *fresh), low, high, self.most)
         known, start = grown.counts[: len(self.classes)], self.low - grown.low + 1
         known[:, :, start : start + self.counts.shape[2] - 2] = self.counts[:, :, 1:-1]
         known[:, :, 0], known[:, :, -1] = self.counts[:, :, 0], self.counts[:, :, -1]
@@ -173,17 +185,22 @@ def _inner(bins: NDArray[np.intp]) -> tuple[int, int]:
     return low, high
 
 
-def empty(classes: tuple[str, ...], low: int, high: int) -> Histograms:
-    """No rows yet, with room for the bins from `low` to `high`."""
+def empty(classes: tuple[str, ...], low: int, high: int, most: int = 0) -> Histograms:
+    """No rows yet, with room for the bins from `low` to `high`, and for counts up to `most`."""
     low, high = max(low, 1 - MAX_LOGIT_BIN), min(high, MAX_LOGIT_BIN - 1)
-    counts = np.zeros((len(classes), 2, max(0, high - low + 1) + 2), np.int64)
-    return Histograms(classes, low, counts)
+    kind = np.int64 if most >= _WIDE else np.int32
+    counts: Integers = np.zeros((len(classes), 2, max(0, high - low + 1) + 2), kind)
+    return Histograms(classes, low, counts, most)
 
 
 def from_parts(classes: Sequence[str], low: int, kind: str, counts: str) -> Histograms:
     """The histograms of which these are the parts."""
-    numbers = np.frombuffer(b64decode(counts), kind).astype(np.int64)
-    return Histograms(tuple(classes), low, numbers.reshape(len(classes), 2, -1 if classes else 2))
+    numbers = np.frombuffer(b64decode(counts), kind)
+    most = int(numbers.max(initial=0))
+    shaped = numbers.reshape(len(classes), 2, -1 if classes else 2)
+    return Histograms(
+        tuple(classes), low, shaped.astype(np.int64 if most >= _WIDE else np.int32), most
+    )
 
 
 def counted(
@@ -201,7 +218,7 @@ def counted(
         places[truth == 0] += width
     if found.counts.size <= _WORTH * bins.size:
         numbers = np.bincount(places.ravel(), minlength=found.counts.size)
-        found.counts = numbers.astype(np.int64, copy=False).reshape(shape)
+        found.counts, found.most = numbers.astype(np.int32).reshape(shape), len(bins)
         return found
     used, numbers = np.unique(places, return_counts=True)
     return found._labelled(*np.unravel_index(used, shape), numbers)
