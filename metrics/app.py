@@ -21,7 +21,7 @@ import orjson
 
 from .committer import Committer, Work
 from .config import KSERVE_PREDICTION_TYPE, Settings
-from .counters import OTHER, Increment, merge
+from .counters import OTHER, Compact, Increment, merge
 from .errors import (
     ConfigurationError,
     FeedbackMetricsError,
@@ -101,7 +101,7 @@ class Counted:
     @property
     def scored(self) -> bool:
         """Whether it added to any score: half of feedback waits for the other half."""
-        return "events" in self.entry.increment
+        return self.entry.scored
 
 
 @dataclass(slots=True)
@@ -357,9 +357,9 @@ class App:
         evaluation = evaluate(feedback, settings, Known(constants, labels))
         time = arrival if time is None else min(time, arrival)
         placement = place(time, arrival, settings.windows)
-        increment = evaluation.increment
         if placement.late:
-            increment["late"] = {(): 1}
+            evaluation.vector()["late"] = {(): 1}
+        increment = evaluation.increment
         panes = placement.panes
         if settings.segments:
             segments = _segments(extensions, feedback, settings, labels)
@@ -441,7 +441,9 @@ class App:
                         labels.setdefault("metric", set()).add("\0".join(key))
         return labels
 
-    def _admit(self, model: str, labels: dict[str, set[str]], increment: Increment) -> None:
+    def _admit(
+        self, model: str, labels: dict[str, set[str]], increment: Increment | Compact
+    ) -> None:
         """Take note of new labels, and of a new model. Raises Refused for a model too many."""
         if model not in self._labels:
             if len(self._labels) >= self.settings.max_models:
@@ -529,7 +531,7 @@ class App:
             ]
         return emitted
 
-    def _data(self, model: str, increment: Increment) -> bytes:
+    def _data(self, model: str, increment: Increment | Compact) -> bytes:
         """The model's view as of its last commit, shared by its events, with `increment` added."""
         now = self.now()
         state = self.store.read().models.get(model)
@@ -546,7 +548,7 @@ class App:
                     if window.name in self.settings.reply_windows
                 }
             cached = self._views[model] = (state, settings, orjson.dumps(view)[:-1])
-        return cached[2] + b',"increment":' + orjson.dumps(_readable(increment)) + b"}"
+        return cached[2] + b',"increment":' + orjson.dumps(readable(increment)) + b"}"
 
 
 def _waited(begin: Callable[[Tell], Response | None]) -> Response:
@@ -616,8 +618,10 @@ def _segments(
     return found
 
 
-def _labels_in(vector: Increment) -> dict[str, set[str]]:
+def _labels_in(vector: Increment | Compact) -> dict[str, set[str]]:
     """The labels of capped families in a vector, by kind."""
+    if isinstance(vector, Compact):
+        return {"class": set(vector.classes())}
     found: dict[str, set[str]] = {}
     for family in ("true_positives", "false_negatives", "false_positives"):
         cells = vector.get(family)
@@ -631,8 +635,10 @@ def _labels_in(vector: Increment) -> dict[str, set[str]]:
     return found
 
 
-def _readable(increment: Increment) -> dict[str, Any]:
+def readable(increment: Increment | Compact) -> dict[str, Any]:
     """An increment as JSON: a number, or objects nested by label; histograms are left out."""
+    if isinstance(increment, Compact):
+        return increment.shown()
     readable: dict[str, Any] = {}
     for family, cells in increment.items():
         if family in _HIDDEN:

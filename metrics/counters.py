@@ -11,7 +11,7 @@ that a hostile label could contain.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, ItemsView, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +58,38 @@ class Packed(Mapping[Labels, Number]):
         """The scores of the other of two classes, `key`: one less this one's."""
 
 
-def add(into: dict[str, Any], increment: Increment) -> None:
+class Compact:
+    """An increment in short, of a kind that many are summed of at once.
+
+    What most events add is never looked at cell by cell, but summed and shown. No ABC: what every
+    event is asked must not take the way of their `isinstance`.
+    """
+
+    __slots__ = ()
+
+    @staticmethod
+    def total(increments: Sequence[Any]) -> Vector:
+        """The sum of some of this kind."""
+        raise NotImplementedError
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON: a number for each family, or objects by label; histograms are left out."""
+        raise NotImplementedError
+
+    def classes(self) -> Collection[str]:
+        """The labels of classes in it."""
+        raise NotImplementedError
+
+    def plain(self) -> Vector:
+        """The same increment as a vector."""
+        return self.total((self,))
+
+    def items(self) -> ItemsView[str, Cells]:
+        """Families and cells, as a vector has them."""
+        return self.plain().items()
+
+
+def add(into: dict[str, Any], increment: Increment | Compact) -> None:
     """Add `increment` to `into`, in place; `increment` is left as it is."""
     for family, values in increment.items():
         cells = into.get(family)
@@ -74,7 +105,7 @@ def add(into: dict[str, Any], increment: Increment) -> None:
             add(into, {family: cells})
 
 
-def unpack(vector: Increment) -> dict[str, dict[Labels, Number]]:
+def unpack(vector: Increment | Compact) -> dict[str, dict[Labels, Number]]:
     """The same numbers with every family as a dict; not to be written."""
     return {family: _dict(cells) for family, cells in vector.items()}
 
@@ -87,7 +118,7 @@ def _dict(cells: Mapping[Labels, Number]) -> dict[Labels, Number]:
     return cells.plain() if isinstance(cells, Packed) else dict(cells)
 
 
-def merge(vectors: Iterable[Increment]) -> Vector:
+def merge(vectors: Iterable[Increment | Compact]) -> Vector:
     """The sum of `vectors`; `{}` for none."""
     total: dict[str, Any] = {}
     for vector in vectors:

@@ -18,7 +18,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from .counters import Increment, Vector, add
+from .counters import Compact, Increment, Vector, add
 from .events import binary_headers
 from .server_stats import SINK_OUTCOMES
 
@@ -81,7 +81,9 @@ class Sink:
         self._thread = threading.Thread(target=self._run, name="sink", daemon=True)
         self._thread.start()
 
-    def tell(self, model: str, attributes: Mapping[str, str], increment: Increment) -> None:
+    def tell(
+        self, model: str, attributes: Mapping[str, str], increment: Increment | Compact
+    ) -> None:
         """Have the sink hear of one event, soon. Never waits, never raises."""
         with self._wake:
             summary = self._pending.get(model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from .counters import NO_LABELS, Cells, Increment, Labels, Packed, Vector, add
+from .counters import NO_LABELS, Cells, Compact, Increment, Labels, Packed, Vector, add
 from .errors import ConstantsDiffer
 from .windows import ALL_TIME, Pane, expired
 
@@ -61,7 +61,7 @@ class Entry:
     digest: bytes
     """16 bytes that stand for `(source, id)`; empty where the event has none: always new."""
     panes: tuple[Pane, ...]
-    increment: Increment
+    increment: Increment | Compact
     gauges: Mapping[GaugeKey, Gauge] = field(default_factory=dict)
     constants: Constants = field(default_factory=dict)
     """Presupposed by the increment: set where absent; where different, nothing is written."""
@@ -77,6 +77,11 @@ class Entry:
     """The record without which the event cannot be evaluated."""
     resolve: Callable[[Callable[[str], Constants], bytes], Entry] | None = None
     """The event evaluated with that record (empty: none), given the constants of any model."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it adds to any score: half of feedback waits for the other half."""
+        return type(self.increment) is not dict or "events" in self.increment
 
 
 Home = tuple[str, tuple[Pane, ...]]
@@ -119,12 +124,17 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
     ConstantsDiffer where an entry presupposes another record than the one before it leaves.
     """
     delta = Delta()
+    compact: dict[tuple[Home, type[Compact]], list[Compact]] = {}
     for entry in entries:
         home = (entry.model, entry.panes)
         group = delta.groups.get(home)
         if group is None:
             group = delta.groups[home] = {}
-        add(group, entry.increment)
+        increment = entry.increment
+        if isinstance(increment, Compact):
+            compact.setdefault((home, type(increment)), []).append(increment)
+        else:
+            add(group, increment)
         if entry.constants:
             delta.constants.setdefault(entry.model, {}).update(entry.constants)
         if entry.replaces:
@@ -136,6 +146,8 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
             known = gauges.get(key)
             if known is None or gauge.time >= known.time:
                 gauges[key] = gauge
+    for (home, kind), increments in compact.items():
+        add(delta.groups[home], kind.total(increments))
     for entry in duplicates:
         home = (entry.model, (ALL_TIME,))
         add(delta.groups.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})

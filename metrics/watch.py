@@ -75,9 +75,7 @@ class Watch:
             if state is None:
                 continue
             carriers = [
-                entry
-                for entry in of_model
-                if "events" in entry.increment and self.told(entry, state) is None
+                entry for entry in of_model if entry.scored and self.told(entry, state) is None
             ]
             self._watch(model, settings, carriers, now)
 

@@ -110,7 +110,7 @@ def entry(
     """One event's contribution, evaluated under the constants that its server knows."""
     evaluation = evaluate(feedback(rows), rows.settings, Known(constants))
     if late:
-        evaluation.increment["late"] = {(): 1}
+        evaluation.vector()["late"] = {(): 1}
     return Entry(
         MODEL,
         digest,

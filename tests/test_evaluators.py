@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metrics.app import readable
 from metrics.bins import (
     CALIBRATION_BINS,
     RELATIVE_ERROR,
@@ -50,7 +51,9 @@ def run(truth: Any, response: Any, constants: Any = None, **options: Any) -> Eva
     """Evaluate under the given settings and constants."""
     more = options.pop("more", {})
     known = Known(constants or {}, options.pop("labels", {}))
-    return evaluate(feedback(truth, response, **more), ModelSettings(**options), known)
+    evaluation = evaluate(feedback(truth, response, **more), ModelSettings(**options), known)
+    evaluation.vector()
+    return evaluation
 
 
 def outcomes(evaluation: Evaluation) -> dict[str, Any]:
@@ -1025,7 +1028,16 @@ def test_the_straight_path_adds_what_the_general_one_adds() -> None:
         if straight is not None:
             taken += 1
             named += bool(fixed or configured)
-            assert straight == multiclass.evaluate_rows(said, options, known)
+            general = multiclass.evaluate_rows(said, options, known)
+            general.increment |= {"events": {(): 1}, "rows": {(): 1}}
+            shown, classes = straight.increment.shown(), straight.increment.classes()
+            straight.vector()
+            assert straight == general
+            assert shown == readable(general.increment)
+            outcomes = ("true_positives", "false_negatives", "false_positives")
+            assert set(classes) == {
+                key for family in outcomes for (key,) in general.increment.get(family, {})
+            }
     assert taken > 200
     assert named > 20
 

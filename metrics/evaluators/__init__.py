@@ -55,9 +55,9 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         evaluation = user_metrics.evaluate_custom(feedback, task, known)
     if decided:
         evaluation.constants["task"] = task
-    counters = evaluation.increment
-    counters["events"] = {NO_LABELS: 1}
-    counters["rows"] = {NO_LABELS: evaluation.rows}
+    if type(evaluation.increment) is dict:  # others say so themselves
+        evaluation.increment["events"] = {NO_LABELS: 1}
+        evaluation.increment["rows"] = {NO_LABELS: evaluation.rows}
     if feedback.reward is not None:
         reward.evaluate(feedback, evaluation, known)
     if feedback.metrics:

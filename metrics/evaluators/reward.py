@@ -37,5 +37,6 @@ def evaluate(feedback: Feedback, evaluation: Evaluation, known: Known) -> None:
         "reward_offset": offset,
         "reward_offset_squared": offset * offset,
     }
+    vector = evaluation.vector()
     for family, value in sums.items():
-        evaluation.increment[family] = dict.fromkeys(labels, value)
+        vector[family] = dict.fromkeys(labels, value)

@@ -88,7 +88,7 @@ def _add(evaluation: Evaluation, kind: str, name: str, tags: Labels, value: floa
 
 
 def _count(evaluation: Evaluation, family: str, labels: Labels, value: float) -> None:
-    cells = evaluation.increment.setdefault(family, {})
+    cells = evaluation.vector().setdefault(family, {})
     cells[labels] = cells.get(labels, 0) + value
 
 
