@@ -147,7 +147,10 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
             if known is None or gauge.time >= known.time:
                 gauges[key] = gauge
     for (home, kind), increments in compact.items():
-        add(delta.groups[home], kind.total(increments))
+        vector = kind.total(increments)
+        if delta.groups[home]:
+            add(vector, delta.groups[home])
+        delta.groups[home] = vector
     for entry in duplicates:
         home = (entry.model, (ALL_TIME,))
         add(delta.groups.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})

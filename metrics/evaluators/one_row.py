@@ -6,70 +6,48 @@ Equal to what the general way adds, which takes all that is left: `multiclass` a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache
-from math import fsum, log
+from collections.abc import Collection, Sequence
+from math import log
 from typing import Any
 
-from ..bins import CALIBRATION_BINS, calibration_bin, logit_bin
-from ..counters import NO_LABELS, Compact, Labels, Vector
+from ..counters import NO_LABELS, Compact, Vector, merge
 from ..model_settings import ModelSettings
-from ..payload import Feedback
+from ..payload import Feedback, Values
 from .classes import TOLERANCE, Classes
-from .classification import CLIP, MAX_SCORED_CLASSES, rank
+from .classification import CLIP, MAX_SCORED_CLASSES, count_outcomes, count_probabilities, rank
 from .evaluation import Evaluation, Known
 
 _KEYS = tuple(map(str, range(MAX_SCORED_CLASSES)))
-_CONFIDENCES = tuple((str(bin),) for bin in range(CALIBRATION_BINS))
 
 
 class Row(Compact):
-    """What one row adds."""
+    """What one row adds: the rows of a commit are counted together, like those of one event."""
 
-    __slots__ = ("best", "confidence", "distance", "k", "loss", "row", "true")
+    __slots__ = ("best", "k", "row", "true")
 
     def __init__(self, row: Sequence[float], true: int, best: int, k: int) -> None:
         self.row = row
         self.true = true
         self.best = best
         self.k = k
-        self.confidence = row[best]
-        p = row[true]
-        self.loss = -log(min(max(p, CLIP), 1 - CLIP))
-        distance = sum([x * x for x in row]) - 2 * p + 1
-        self.distance = distance / 2 if len(row) == 2 else distance
 
     @staticmethod
     def total(increments: Sequence[Row]) -> Vector:
         """The sum of some rows."""
-        n = {NO_LABELS: len(increments)}
-        losses = [each.loss for each in increments]
-        distances = [each.distance for each in increments]
-        vector: Vector = _outcomes(Counter([(each.true, each.best) for each in increments]))
-        vector |= {
-            "events": n,
-            "rows": n.copy(),
-            "probability_rows": n.copy(),
-            "log_loss": {NO_LABELS: fsum(losses)},
-            "log_loss_squared": {NO_LABELS: fsum([x * x for x in losses])},
-            "brier": {NO_LABELS: fsum(distances)},
-            "brier_squared": {NO_LABELS: fsum([x * x for x in distances])},
-            "scores": _scores(increments),
-        }
-        _calibrate(vector, increments)
-        top = [each for each in increments if each.k]
-        if top:
-            hits: Counter[Labels] = Counter()
-            for each in top:
-                hits[str(each.k),] += each.top_k_hit
-            vector["top_k_rows"] = dict(Counter([(str(each.k),) for each in top]))
-            vector["top_k_hits"] = dict(hits)
-        return vector
+        alike: dict[tuple[int, int], list[Row]] = {}
+        for each in increments:
+            alike.setdefault((len(each.row), each.k), []).append(each)
+        vector, *rest = [_counted(rows, *shape) for shape, rows in alike.items()]
+        return merge((vector, *rest)) if rest else vector
 
     def shown(self) -> dict[str, Any]:
         """The row's contribution as JSON."""
-        true, best = _KEYS[self.true], _KEYS[self.best]
-        loss, distance = self.loss, self.distance
+        row, true, best = self.row, _KEYS[self.true], _KEYS[self.best]
+        p = row[self.true]
+        loss = -log(min(max(p, CLIP), 1 - CLIP))
+        distance = sum([x * x for x in row]) - 2 * p + 1
+        if len(row) == 2:
+            distance /= 2
         shown: dict[str, Any] = {
             "events": 1,
             "rows": 1,
@@ -88,17 +66,12 @@ class Row(Compact):
         if self.k:
             k = str(self.k)
             shown["top_k_rows"] = {k: 1}
-            shown["top_k_hits"] = {k: int(self.top_k_hit)}
+            shown["top_k_hits"] = {k: int(rank(row, self.true) < self.k)}
         return shown
 
     def classes(self) -> Collection[str]:
         """The true class and the predicted one."""
         return _KEYS[self.true], _KEYS[self.best]
-
-    @property
-    def top_k_hit(self) -> bool:
-        """Whether the truth is among the k most probable classes."""
-        return rank(self.row, self.true) < self.k
 
 
 def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evaluation | None:
@@ -130,56 +103,17 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     return Evaluation(1, Row(row, true, best, settings.k), {("columns", NO_LABELS): width})
 
 
-def _outcomes(pairs: Counter[tuple[int, int]]) -> Vector:
-    """The counters of outcomes of (true, predicted) classes."""
-    hits: Counter[Labels] = Counter()
-    misses: Counter[Labels] = Counter()
-    alarms: Counter[Labels] = Counter()
-    wrong: dict[Labels, int] = {}
-    for (true, best), n in pairs.items():
-        if true == best:
-            hits[_KEYS[true],] = n
-        else:
-            misses[_KEYS[true],] += n
-            alarms[_KEYS[best],] += n
-            wrong[_KEYS[true], _KEYS[best]] = n
-    found = {
-        "true_positives": hits,
-        "false_negatives": misses,
-        "false_positives": alarms,
-        "confusion": wrong,
+def _counted(rows: Sequence[Row], width: int, k: int) -> Vector:
+    """What rows of one width add."""
+    n, keys = len(rows), _KEYS[:width]
+    flat: list[float] = []
+    for each in rows:
+        flat += each.row
+    true, best = [each.true for each in rows], [each.best for each in rows]
+    vector: Vector = {"events": {NO_LABELS: n}, "rows": {NO_LABELS: n}}
+    pairs = {
+        (keys[at], keys[to]): n for (at, to), n in Counter(zip(true, best, strict=True)).items()
     }
-    return {family: dict(cells) for family, cells in found.items() if cells}
-
-
-def _calibrate(vector: Vector, rows: Iterable[Row]) -> None:
-    """Add what the rows' confidences tell."""
-    sizes: dict[Labels, int] = {}
-    hits: dict[Labels, int] = {}
-    confidences: dict[Labels, float] = {}
-    for row in rows:
-        confidence = row.confidence
-        bin = _CONFIDENCES[calibration_bin(confidence)]
-        sizes[bin] = sizes.get(bin, 0) + 1
-        hits[bin] = hits.get(bin, 0) + (row.true == row.best)
-        confidences[bin] = confidences.get(bin, 0.0) + confidence
-    vector["calibration_rows"] = sizes
-    vector["calibration_hits"] = hits
-    vector["calibration_confidence"] = confidences
-
-
-def _scores(rows: Iterable[Row]) -> dict[Labels, int]:
-    """The histograms' cells of the rows."""
-    places: list[tuple[int, int, int]] = []
-    for row in rows:
-        true, numbers = row.true, row.row
-        if len(numbers) == 2:
-            places.append((1, logit_bin(numbers[1]), true))
-        else:
-            places += [(at, logit_bin(x), at == true) for at, x in enumerate(numbers)]
-    return {_cell(*place): n for place, n in Counter(places).items()}
-
-
-@lru_cache(maxsize=4096)
-def _cell(at: int, bin: int, positive: int) -> Labels:
-    return _KEYS[at], str(bin), _KEYS[positive]
+    count_outcomes(vector, pairs, dict(zip(keys, keys, strict=True)))
+    count_probabilities(vector, Values("response", flat, width, True), keys, true, k, best)
+    return vector
