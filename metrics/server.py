@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
+import uvloop
 from httptools import HttpParserInvalidURLError, parse_url
 
 from .app import App, Finish, Response, problem
@@ -78,7 +79,7 @@ def _work(settings: Settings, stats: ServerStats, listener: socket.socket) -> No
     stats.claim()
     service = Service(build(settings, stats))
     collect_seldom()
-    asyncio.run(_until_signalled(service, listener))
+    uvloop.run(_until_signalled(service, listener))
 
 
 async def _until_signalled(service: Service, listener: socket.socket) -> None:
