@@ -41,6 +41,8 @@ from .events import (
     binary_headers,
     carried,
     format_time,
+    lines_of,
+    own_headers,
     read_events,
 )
 from .joins import IDENTITY, PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
@@ -70,8 +72,8 @@ past which base64 overruns the 1024 bytes that eventing's dispatcher has for it.
 LAPSE_RECORDS = 1000
 """Records that one step of housekeeping forgets, about."""
 
-MAX_IDENTITIES = 4096
-"""Ids of models that are remembered by what the extensions of their events say."""
+MAX_ORIGINS = 4096
+"""Origins of events that are remembered."""
 
 MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
@@ -83,12 +85,29 @@ _HIDDEN = frozenset(
 """Families of histograms, which an emitted event's `increment` leaves out."""
 
 
+class Origin(NamedTuple):
+    """What the extensions that name an event's model say."""
+
+    model: str
+    unnamed: list[str]
+    """The parts of the model's id that neither they nor a variable name."""
+    lines: str
+    """The headers that all replies to such events share."""
+
+
 class Response(NamedTuple):
     """What a host sends back; headers have lower-case names."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    lines: str = ""
+    """More headers, ready to be sent."""
+
+    def all_headers(self) -> list[tuple[str, str]]:
+        """The headers, and those that are lines."""
+        parts = [line.partition(": ") for line in self.lines.splitlines()]
+        return [*self.headers, *[(name, text) for name, _, text in parts]]
 
 
 @dataclass(slots=True)
@@ -162,7 +181,7 @@ class App:
             settings.model,
         )
         self._labels: dict[str, dict[str, set[str]]] = {}
-        self._identities: dict[tuple[str | None, ...], tuple[str, list[str]]] = {}
+        self._origins: dict[tuple[str | None, ...], Origin] = {}
         self._accepted = settings.accept_types
         if self.joins:
             self._accepted += settings.prediction_types
@@ -317,15 +336,14 @@ class App:
             (counted,) = request.counted
             if not counted.scored and not self._is_joined(counted.entry, verdict[0]):
                 return EMPTY
-            attributes, data = self._emitted(counted)
-            return Response(200, binary_headers(attributes), data)
+            return self._reply(counted)
         return Response(200, [("content-type", BATCH)], batch_body(self._emitted_batch(request)))
 
     # --- one event ---------------------------------------------------------------------------
 
     def _entry(self, event: Event, arrival: float) -> Entry:
         """Decode and evaluate one event under the constants that are known now."""
-        model, _ = self._identity(event.extensions)
+        model = self._origin(event.extensions).model
         try:
             is_feedback = not event.type or event.type in self.settings.accept_types
             feedback = event.feedback() if is_feedback else prediction_of(event.json())
@@ -365,7 +383,7 @@ class App:
             segments = _segments(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
         self._admit(model, labels, increment)
-        unnamed = constants.get("unnamed") or self._identity(extensions)[1]
+        unnamed = constants.get("unnamed") or self._origin(extensions).unnamed
         if unnamed:
             evaluation.constants["unnamed"] = unnamed
         gauges = {key: Gauge(value, arrival) for key, value in evaluation.gauges.items()}
@@ -407,26 +425,26 @@ class App:
         state = self.store.read().models.get(entry.model)
         return not new and state is not None and "events" in state.all_time
 
-    def _identity(self, extensions: Mapping[str, str]) -> tuple[str, list[str]]:
-        """The id of an event's model, and the parts that neither it nor a variable names.
-
-        Raises Refused for an unusable id.
-        """
+    def _origin(self, extensions: Mapping[str, str]) -> Origin:
+        """What an event's extensions say of its model. Raises Refused for an unusable id."""
         get = extensions.get
         given = get(_NAMESPACE), get(_DEPLOYMENT), get(_PREDICTOR), get(_MODEL)
-        known = self._identities.get(given)
-        if known is None:
+        origin = self._origins.get(given)
+        if origin is None:
             parts = [text or default for text, default in zip(given, self._defaults, strict=True)]
             for name, text in zip(IDENTITY, parts, strict=True):
                 if "/" in text:
                     raise Refused(f"ce-{name}", f"{one_line(text, 40)!r} has a slash")
                 check_label(text, f"ce-{name}")
+            model = "/".join(parts)
             unset = zip(IDENTITY, given, self.settings.unset_identity, strict=True)
             unnamed = [name for name, text, variable in unset if variable and not text]
-            if len(self._identities) >= MAX_IDENTITIES:
-                self._identities.clear()
-            known = self._identities[given] = "/".join(parts), unnamed
-        return known
+            said = {name: text for name, text in extensions.items() if name in IDENTITY}
+            lines = lines_of(binary_headers({**self._shared_attributes(model), **said}))
+            if len(self._origins) >= MAX_ORIGINS:
+                self._origins.clear()
+            origin = self._origins[given] = Origin(model, unnamed, lines)
+        return origin
 
     def _known_labels(self, model: str) -> dict[str, set[str]]:
         """The labels in use of a model's capped families, by kind."""
@@ -476,6 +494,17 @@ class App:
 
     # --- the emitted event -------------------------------------------------------------------
 
+    def _reply(self, counted: Counted) -> Response:
+        """The event that answers one event, in binary mode."""
+        event, entry = counted.event, counted.entry
+        origin = self._origin(event.extensions)
+        if origin.model != entry.model or (self.watch and self.watch.told(entry)):
+            attributes, data = self._emitted(counted)
+            return Response(200, binary_headers(attributes), data)
+        id = entry.digest.hex() or urandom(16).hex()
+        headers = own_headers(id, int(self.now()), event.extensions, IDENTITY)
+        return Response(200, headers, self._data(entry.model, entry.increment), origin.lines)
+
     def _emitted(self, counted: Counted) -> tuple[dict[str, str], bytes]:
         """Attributes and data of the event that answers one event: its metrics, or an alert."""
         entry = counted.entry
@@ -505,12 +534,15 @@ class App:
         """Attributes of the metrics event; its id follows from the request's (source, id) only."""
         return {
             "id": counted.entry.digest.hex() or urandom(16).hex(),
-            "source": self.settings.event_source,
-            "type": self.settings.event_type,
-            "subject": counted.entry.model,
             "time": format_time(int(self.now())),
+            **self._shared_attributes(counted.entry.model),
             **carried(counted.event.extensions),
         }
+
+    def _shared_attributes(self, model: str) -> dict[str, str]:
+        """Those that all events of a model have."""
+        source, type = self.settings.event_source, self.settings.event_type
+        return {"source": source, "type": type, "subject": model}
 
     def _emitted_batch(self, request: Request) -> list[tuple[dict[str, str], bytes]]:
         """One metrics event per model touched, in the order of their first events."""
@@ -533,13 +565,13 @@ class App:
 
     def _data(self, model: str, increment: Increment | Compact) -> bytes:
         """The model's view as of its last commit, shared by its events, with `increment` added."""
-        now = self.now()
         state = self.store.read().models.get(model)
         settings = self.models.of(model)
         cached = self._views.get(model)
         if state is None:  # with a snapshot interval, before the first flush
             state = ModelState({}, {}, {})
         if cached is None or cached[0] is not state or cached[1] is not settings:
+            now = self.now()
             view = model_view(model, state, settings, now)
             if self.settings.reply_windows:
                 view["windows"] = {

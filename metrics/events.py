@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -247,6 +247,25 @@ def _header(name: str, text: str) -> tuple[str, str]:
     """Space, quote, percent and all beyond printable ASCII are percent-encoded."""
     plain = text.isascii() and text.isalnum()
     return f"ce-{name}", text if plain else quote(text, safe=_HEADER_SAFE)
+
+
+def lines_of(headers: Iterable[tuple[str, str]]) -> str:
+    """Headers as they are sent."""
+    return "".join([f"{name}: {text}\r\n" for name, text in headers])
+
+
+def own_headers(
+    id: str, time: int, extensions: Mapping[str, str], known: Container[str]
+) -> list[tuple[str, str]]:
+    """The headers that an emitted event does not share with others of its model.
+
+    Its id, its time (epoch seconds), and the extensions it takes over that are not `known`.
+    """
+    headers = [("ce-id", id), _header("time", format_time(time))]
+    for name, text in extensions.items():
+        if name not in known and name[:7] != "knative":
+            headers.append(_header(name, text))
+    return headers
 
 
 def batch_body(events: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:

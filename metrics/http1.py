@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -114,7 +115,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._reading = True
         self._head = 0
-        expected = self._headers.get("expect", "").lower() == "100-continue"
+        headers = self._headers
+        expected = "expect" in headers and headers["expect"].lower() == "100-continue"
         if expected and not self._under_way:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -171,14 +173,19 @@ class Connection(asyncio.Protocol):
 
     # --- answers -----------------------------------------------------------------------------
 
-    def answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-        """Answer the request that was handed on last."""
+    def answer(
+        self, status: int, headers: Iterable[tuple[str, str]], body: bytes, lines: str = ""
+    ) -> None:
+        """Answer the request that was handed on last; `lines` are more headers, ready to be sent.
+
+        Each of them ends as lines of HTTP do.
+        """
         request, self._under_way = self._under_way, None
         assert request is not None
         if self._transport.is_closing():
             return
         keep = request.keep and not (self._done and not self._waiting)
-        self._transport.write(_encoded(status, headers, body, request, keep))
+        self._transport.write(_encoded(status, headers, body, lines, request, keep))
         if not keep:
             self._transport.close()
         elif self._waiting:
@@ -231,29 +238,33 @@ def _name(raw: bytes) -> str:
 
 
 def _encoded(
-    status: int, headers: Iterable[tuple[str, str]], body: bytes, request: Request, keep: bool
+    status: int,
+    headers: Iterable[tuple[str, str]],
+    body: bytes,
+    lines: str,
+    request: Request,
+    keep: bool,
 ) -> bytes:
     """An answer's bytes."""
-    lines = [_STATUS_LINES[status], _date(int(clock.time())), *map(": ".join, headers)]
+    head = f"{_begun(status, int(clock.time()))}{lines}"
+    for name, text in headers:
+        head += f"{name}: {text}\r\n"
     if not keep:
-        lines.append("connection: close")
+        head += "connection: close\r\n"
     elif "connection" in request.headers:  # as HTTP/1.0 clients have to ask for it
-        lines.append("connection: keep-alive")
-    if request.method == "HEAD" or status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        head += "connection: keep-alive\r\n"
+    if request.method == "HEAD" or status in _WITHOUT_BODY:
         body = b""
     else:
-        lines.append(f"content-length: {len(body)}")
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("latin-1", "replace") + body
+        head += f"content-length: {len(body)}\r\n"
+    return f"{head}\r\n".encode("latin-1", "replace") + body
 
 
-_STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}" for each in HTTPStatus}
-_dates: tuple[int, str] = 0, ""
+_WITHOUT_BODY = (HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value)
 
 
-def _date(second: int) -> str:
-    """The header of a moment, in epoch seconds."""
-    global _dates
-    if _dates[0] != second:
-        _dates = second, f"date: {formatdate(second, usegmt=True)}"
-    return _dates[1]
+@lru_cache(maxsize=64)
+def _begun(status: int, second: int) -> str:
+    """The lines that all answers of a status begin with in a second (of the epoch)."""
+    date = formatdate(second, usegmt=True)
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ndate: {date}\r\n"

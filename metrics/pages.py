@@ -171,7 +171,7 @@ def as_flask(answer: Answer) -> Response:
     """The same answer in Flask's words."""
     response = Response(answer.body, answer.status)
     response.headers.clear()
-    response.headers.extend(answer.headers)
+    response.headers.extend(answer.all_headers())
     return response
 
 
