@@ -51,7 +51,7 @@ from .models_file import ModelsFile
 from .payload import Feedback, check_label, one_line
 from .scores import model_view
 from .server_stats import ServerStats
-from .state import TAG, Constants, Entry, Gauge, ModelState, State, home_of
+from .state import TAG, Constants, Entry, Gauge, GaugeKey, ModelState, State, home_of
 from .store import Store
 from .watch import Alert, Watch
 from .windows import ALL_TIME, in_segments, place
@@ -79,6 +79,7 @@ MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
 
 _NAMESPACE, _DEPLOYMENT, _PREDICTOR, _MODEL = IDENTITY
+_LAST_EVENT: GaugeKey = ("last_event", ())
 _HIDDEN = frozenset(
     {"scores", "calibration_rows", "calibration_hits", "calibration_confidence", "absolute_errors"}
 )
@@ -386,8 +387,9 @@ class App:
         unnamed = constants.get("unnamed") or self._origin(extensions).unnamed
         if unnamed:
             evaluation.constants["unnamed"] = unnamed
-        gauges = {key: Gauge(value, arrival) for key, value in evaluation.gauges.items()}
-        gauges["last_event", ()] = Gauge(time, time)
+        gauges = {_LAST_EVENT: Gauge(time, time)}
+        for key, value in evaluation.gauges.items():
+            gauges[key] = Gauge(value, arrival)
         return Entry(
             model,
             digest,
@@ -472,6 +474,10 @@ class App:
                     logger.warning("a model past FEEDBACK_MAX_MODELS is refused: %s", model)
                     raise Refused("ce-modelid", "FEEDBACK_MAX_MODELS models are served already")
             self._labels[model] = labels
+        if isinstance(increment, Compact) and increment.classes() <= labels.setdefault(
+            "class", set()
+        ):
+            return
         for kind, fresh in _labels_in(increment).items():
             known_labels = labels.setdefault(kind, set())
             if kind == "class" and OTHER in fresh and OTHER not in known_labels:
@@ -653,7 +659,7 @@ def _segments(
 def _labels_in(vector: Increment | Compact) -> dict[str, set[str]]:
     """The labels of capped families in a vector, by kind."""
     if isinstance(vector, Compact):
-        return {"class": set(vector.classes())}
+        return {"class": vector.classes()}
     found: dict[str, set[str]] = {}
     for family in ("true_positives", "false_negatives", "false_positives"):
         cells = vector.get(family)

@@ -11,7 +11,7 @@ that a hostile label could contain.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, ItemsView, Iterable, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -76,7 +76,7 @@ class Compact:
         """As JSON: a number for each family, or objects by label; histograms are left out."""
         raise NotImplementedError
 
-    def classes(self) -> Collection[str]:
+    def classes(self) -> set[str]:
         """The labels of classes in it."""
         raise NotImplementedError
 

@@ -16,7 +16,7 @@ import struct
 from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite, prod
 from struct import pack, unpack, unpack_from
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ _DECIMAL = re.compile("-?[0-9]{1,20}")
 Scalar = int | float | bool | str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Values:
     """Truths or predictions: `flat` holds N scalars (`width` 0) or N rows of `width` numbers."""
 
@@ -49,14 +49,28 @@ class Values:
     width: int
     numeric: bool
     """Whether no scalar is a string."""
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None
     """`data.names`, one for each column."""
-    doubles: bytes | None = None
+    doubles: bytes | None
     """The scalars as doubles, where they are many numbers: what numpy reads without a copy."""
-    rows: int = 0
+    rows: int
 
-    def __post_init__(self) -> None:
-        self.rows = len(self.flat) // self.width if self.width else len(self.flat)
+    def __init__(  # by hand: every event has two of them
+        self,
+        field: str,
+        flat: list[Any],
+        width: int,
+        numeric: bool,
+        names: tuple[str, ...] | None = None,
+        doubles: bytes | None = None,
+    ) -> None:
+        self.field = field
+        self.flat = flat
+        self.width = width
+        self.numeric = numeric
+        self.names = names
+        self.doubles = doubles
+        self.rows = len(flat) // width if width else len(flat)
 
     def __len__(self) -> int:
         return self.rows
@@ -86,7 +100,7 @@ class Values:
 
     def as_one_row(self) -> Values:
         """The same scalars read as a single row (the ancestor's flat one-hot lists)."""
-        return replace(self, width=len(self.flat))
+        return Values(self.field, self.flat, len(self.flat), self.numeric, self.names, self.doubles)
 
     def matrix(self) -> NDArray[np.float64]:
         """(N, K) float64; only where `numeric`. Imports numpy, which one row need not wait for."""

@@ -226,6 +226,9 @@ class SQLiteStore:
                 pass
             finally:
                 self._lock.release()
+        known = self._mirror.latest  # whoever changes the mirror lets go of it first
+        if known is not None:
+            return known
         with self._mirror_lock:
             return self._mirror.read()
 

@@ -216,7 +216,8 @@ class Mirror:
     def __init__(self) -> None:
         self.sequence = 0
         self._models: dict[str, ModelState] = {}
-        self._copy: State | None = None
+        self.latest: State | None = None
+        """What was read last, where nothing has changed since."""
         self._owned: dict[tuple[str, Pane], set[str]] = {}
         """Panes that no reader holds, and which families of them none does."""
         self._owned_models: set[str] = set()
@@ -229,11 +230,11 @@ class Mirror:
 
     def read(self) -> State:
         """A consistent copy; the same object until something changes."""
-        if self._copy is None:
-            self._copy = State(dict(self._models), self.sequence)
+        if self.latest is None:
+            self.latest = State(dict(self._models), self.sequence)
             self._owned.clear()
             self._owned_models.clear()
-        return self._copy
+        return self.latest
 
     def constants(self, model: str) -> Constants:
         """The constants of `model`; empty where it is unknown."""
@@ -323,7 +324,7 @@ class Mirror:
         known = self._models.get(model)
         for pane in tuple(known.panes) if known else ():
             self.drop(model, pane)
-        self._copy = None
+        self.latest = None
         self._models.pop(model, None)
         self._owned_models.discard(model)
 
@@ -336,7 +337,7 @@ class Mirror:
 
     def clear(self) -> None:
         """Drop everything: the store's content is about to be read anew."""
-        self._copy = None
+        self.latest = None
         self._models.clear()
         self._owned.clear()
         self._owned_models.clear()
@@ -366,7 +367,7 @@ class Mirror:
 
     def _own(self, model: str) -> ModelState:
         """The model's maps, copied first where a reader may still hold them."""
-        self._copy = None
+        self.latest = None
         state = self._models.get(model)
         if state is None:
             state = ModelState({}, {}, {})

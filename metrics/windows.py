@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from math import inf
 from typing import NamedTuple
 
 PANES = 60
@@ -77,12 +78,21 @@ def place(time: float, arrival: float, windows: Sequence[Window]) -> Placement:
     A time in the future is taken as `arrival`. A window whose oldest pane is younger than the
     event is left out; `late` says that every window was.
     """
+    global _latest
     time = min(time, arrival)
-    for each in windows:
-        if time <= arrival - each.seconds:
-            windows = [each for each in windows if time > arrival - each.seconds]
-            return Placement(_panes_at(int(time), tuple(windows)), not windows)
-    return Placement(_panes_at(int(time), tuple(windows)), False)
+    second, known, shortest, placement = _latest
+    if second == int(time) and known is windows and arrival - time < shortest:
+        return placement
+    reached = tuple(each for each in windows if time > arrival - each.seconds)
+    placement = Placement(_panes_at(int(time), reached), not reached and bool(windows))
+    if len(reached) == len(windows):
+        shortest = min((each.seconds for each in windows), default=inf)
+        _latest = int(time), windows, shortest, placement
+    return placement
+
+
+_latest: tuple[int, Sequence[Window], float, Placement] = -1, (), 0.0, Placement((), False)
+"""The last second of which an event counted in all windows, these, the shortest, and where."""
 
 
 @lru_cache(maxsize=1024)

@@ -6,17 +6,19 @@ Equal to what the general way adds, which takes all that is left: `multiclass` a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
 from ..counters import NO_LABELS, Compact, Vector, merge
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
+from ..state import GaugeKey
 from .classes import TOLERANCE, Classes
 from .classification import CLIP, MAX_SCORED_CLASSES, count_outcomes, count_probabilities, rank
 from .evaluation import Evaluation, Known
 
+_COLUMNS: GaugeKey = ("columns", NO_LABELS)
 _KEYS = tuple(map(str, range(MAX_SCORED_CLASSES)))
 
 
@@ -69,9 +71,9 @@ class Row(Compact):
             shown["top_k_hits"] = {k: int(rank(row, self.true) < self.k)}
         return shown
 
-    def classes(self) -> Collection[str]:
+    def classes(self) -> set[str]:
         """The true class and the predicted one."""
-        return _KEYS[self.true], _KEYS[self.best]
+        return {_KEYS[self.true], _KEYS[self.best]}
 
 
 def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evaluation | None:
@@ -100,7 +102,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     admitted = _KEYS[true] in labels and _KEYS[best] in labels
     if not admitted and len(labels) + 2 > settings.max_classes:
         return None  # one of them may have to be folded
-    return Evaluation(1, Row(row, true, best, settings.k), {("columns", NO_LABELS): width})
+    return Evaluation(1, Row(row, true, best, settings.k), {_COLUMNS: width})
 
 
 def _counted(rows: Sequence[Row], width: int, k: int) -> Vector:
