@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from os import urandom
@@ -112,23 +112,12 @@ class Response(NamedTuple):
 
 
 @dataclass(slots=True)
-class Counted:
-    """One event on its way through: what it was, and what it adds."""
-
-    event: Event
-    entry: Entry
-
-    @property
-    def scored(self) -> bool:
-        """Whether it added to any score: half of feedback waits for the other half."""
-        return self.entry.scored
-
-
-@dataclass(slots=True)
 class Request:
-    """The events of one request that are to be committed together."""
+    """The events of one request that are to be committed together, and what each adds."""
 
-    counted: list[Counted] = field(default_factory=list)
+    events: list[Event]
+    entries: list[Entry]
+    """As they are committed, once they are: the committer may have evaluated some again."""
     batch: bool = False
 
 
@@ -249,10 +238,9 @@ class App:
         """The answer to `POST /`, or None: then `tell` is told once how to finish it."""
         try:
             request = self.intake(headers, body)
-            if not request.counted:
+            if not request.entries:
                 return EMPTY
-            entries = [each.entry for each in request.counted]
-            self._submit(entries, partial(self._finish, request, entries), tell)
+            self._submit(request.entries, partial(self._finish, request), tell)
             return None
         except Refused as error:
             return self.refuse(error, tell)
@@ -282,12 +270,10 @@ class App:
         """Have `entries` committed, and `finish` called with what became of them."""
         self.committer.submit(Work(entries, lambda verdict: tell(partial(finish, verdict, tell))))
 
-    def _finish(
-        self, request: Request, entries: Sequence[Entry], verdict: Any, tell: Tell
-    ) -> Response | None:
+    def _finish(self, request: Request, verdict: Any, tell: Tell) -> Response | None:
         """The answer once the commit told its verdict."""
         try:
-            return self.answer(request, verdict, entries)
+            return self.answer(request, verdict)
         except Refused as error:
             return self.refuse(error, tell)
         except Exception as error:
@@ -302,43 +288,43 @@ class App:
         if len(body) > self.settings.max_body:
             raise TooLarge("data", f"{len(body)} bytes; at most {self.settings.max_body} are taken")
         events, is_batch = read_events(headers, body)
-        request = Request(batch=is_batch)
+        request = Request([], [], is_batch)
         arrival = self.now()
         try:
             for event in events:
                 if event.type and event.type not in self._accepted:
                     continue
-                request.counted.append(Counted(event, self._entry(event, arrival)))
+                entry = self._entry(event, arrival)
+                request.events.append(event)
+                request.entries.append(entry)
         except Refused:
-            for counted in request.counted:  # labels of theirs are not in use after all
-                self._labels.pop(counted.entry.model, None)
+            for entry in request.entries:  # labels of theirs are not in use after all
+                self._labels.pop(entry.model, None)
             raise
         return request
 
-    def answer(self, request: Request, verdict: Any, entries: Sequence[Entry]) -> Response:
-        """The answer once the commit told its verdict; `entries` are as they were committed."""
+    def answer(self, request: Request, verdict: Any) -> Response:
+        """The answer once the commit told its verdict. Raises what that is, if it is an error."""
+        events, entries = request.events, request.entries
         if isinstance(verdict, BaseException):
             if isinstance(verdict, Refused):
-                verdict.model = verdict.model or request.counted[0].entry.model
+                verdict.model = verdict.model or entries[0].model
             raise verdict
-        self._log_processing(len(request.counted))
-        for counted, entry in zip(request.counted, entries, strict=True):
-            counted.entry = entry
+        self._log_processing(len(entries))
         if self.sink is not None:
-            for counted, new in zip(request.counted, verdict, strict=True):
-                if new and counted.scored:
-                    self.sink.tell(
-                        counted.entry.model, self._attributes(counted), counted.entry.increment
-                    )
+            for event, entry, new in zip(events, entries, verdict, strict=True):
+                if new and entry.scored:
+                    self.sink.tell(entry.model, self._attributes(event, entry), entry.increment)
             return EMPTY
         if self.settings.reply == "off":
             return EMPTY
-        if not request.batch:
-            (counted,) = request.counted
-            if not counted.scored and not self._is_joined(counted.entry, verdict[0]):
-                return EMPTY
-            return self._reply(counted)
-        return Response(200, [("content-type", BATCH)], batch_body(self._emitted_batch(request)))
+        if request.batch:
+            emitted = batch_body(self._emitted_batch(events, entries))
+            return Response(200, [("content-type", BATCH)], emitted)
+        (event,), (entry,) = events, entries
+        if entry.scored or self._is_joined(entry, verdict[0]):
+            return self._reply(event, entry)
+        return EMPTY
 
     # --- one event ---------------------------------------------------------------------------
 
@@ -500,21 +486,19 @@ class App:
 
     # --- the emitted event -------------------------------------------------------------------
 
-    def _reply(self, counted: Counted) -> Response:
+    def _reply(self, event: Event, entry: Entry) -> Response:
         """The event that answers one event, in binary mode."""
-        event, entry = counted.event, counted.entry
         origin = self._origin(event.extensions)
         if origin.model != entry.model or (self.watch and self.watch.told(entry)):
-            attributes, data = self._emitted(counted)
+            attributes, data = self._emitted(event, entry)
             return Response(200, binary_headers(attributes), data)
         id = entry.digest.hex() or urandom(16).hex()
         headers = own_headers(id, int(self.now()), event.extensions, IDENTITY)
         return Response(200, headers, self._data(entry.model, entry.increment), origin.lines)
 
-    def _emitted(self, counted: Counted) -> tuple[dict[str, str], bytes]:
+    def _emitted(self, event: Event, entry: Entry) -> tuple[dict[str, str], bytes]:
         """Attributes and data of the event that answers one event: its metrics, or an alert."""
-        entry = counted.entry
-        attributes = self._attributes(counted)
+        attributes = self._attributes(event, entry)
         alert = self.watch.told(entry) if self.watch else None
         if alert is not None:
             attributes |= self._alert_attributes(alert)
@@ -536,13 +520,13 @@ class App:
         }
         self.sink.alert(alert.id, attributes, self._data(alert.model, {}))
 
-    def _attributes(self, counted: Counted) -> dict[str, str]:
+    def _attributes(self, event: Event, entry: Entry) -> dict[str, str]:
         """Attributes of the metrics event; its id follows from the request's (source, id) only."""
         return {
-            "id": counted.entry.digest.hex() or urandom(16).hex(),
+            "id": entry.digest.hex() or urandom(16).hex(),
             "time": format_time(int(self.now())),
-            **self._shared_attributes(counted.entry.model),
-            **carried(counted.event.extensions),
+            **self._shared_attributes(entry.model),
+            **carried(event.extensions),
         }
 
     def _shared_attributes(self, model: str) -> dict[str, str]:
@@ -550,22 +534,23 @@ class App:
         source, type = self.settings.event_source, self.settings.event_type
         return {"source": source, "type": type, "subject": model}
 
-    def _emitted_batch(self, request: Request) -> list[tuple[dict[str, str], bytes]]:
+    def _emitted_batch(
+        self, events: Sequence[Event], entries: Sequence[Entry]
+    ) -> list[tuple[dict[str, str], bytes]]:
         """One metrics event per model touched, in the order of their first events."""
-        by_model: dict[str, list[Counted]] = {}
-        for counted in request.counted:
-            if not counted.scored:
-                continue
-            by_model.setdefault(counted.entry.model, []).append(counted)
+        by_model: dict[str, list[tuple[Event, Entry]]] = {}
+        for event, entry in zip(events, entries, strict=True):
+            if entry.scored:
+                by_model.setdefault(entry.model, []).append((event, entry))
         emitted = []
         for model, parts in by_model.items():
-            attributes = self._attributes(parts[0])
-            digests = b"".join(part.entry.digest for part in parts)
+            attributes = self._attributes(*parts[0])
+            digests = b"".join(entry.digest for _, entry in parts)
             attributes["id"] = blake2b(digests, digest_size=16).hexdigest()
-            increment = merge(part.entry.increment for part in parts)
+            increment = merge(entry.increment for _, entry in parts)
             emitted.append((attributes, self._data(model, increment)))
             emitted += [
-                self._emitted(part) for part in parts if self.watch and self.watch.told(part.entry)
+                self._emitted(*part) for part in parts if self.watch and self.watch.told(part[1])
             ]
         return emitted
 

@@ -178,10 +178,11 @@ class Committer:
             size = 0
             requests: set[RecordKey] = set()
             while self._queue and (not batch or size + len(self._queue[0].entries) <= MAX_BATCH):
-                wanted = {entry.finds for entry in self._queue[0].entries if entry.finds}
-                if not requests.isdisjoint(wanted):
-                    break  # what becomes of that record is known after this commit
-                requests |= wanted
+                wanted = [entry.finds for entry in self._queue[0].entries if entry.finds]
+                if wanted:
+                    if not requests.isdisjoint(wanted):
+                        break  # what becomes of that record is known after this commit
+                    requests.update(wanted)
                 work = self._queue.popleft()
                 size += len(work.entries)
                 batch.append(work)

@@ -124,33 +124,34 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
     ConstantsDiffer where an entry presupposes another record than the one before it leaves.
     """
     delta = Delta()
-    compact: dict[tuple[Home, type[Compact]], list[Compact]] = {}
+    compact: dict[Home, dict[type[Compact], list[Compact]]] = {}
+    model, panes = "", None
     for entry in entries:
-        home = (entry.model, entry.panes)
-        group = delta.groups.get(home)
-        if group is None:
-            group = delta.groups[home] = {}
+        if entry.panes is not panes or entry.model != model:  # they mostly are those of the last
+            model, panes = home = entry.model, entry.panes
+            group = delta.groups.setdefault(home, {})
+            kinds = compact.setdefault(home, {})
+            gauges = delta.gauges.setdefault(model, {})
         increment = entry.increment
         if isinstance(increment, Compact):
-            compact.setdefault((home, type(increment)), []).append(increment)
+            kinds.setdefault(type(increment), []).append(increment)
         else:
             add(group, increment)
         if entry.constants:
-            delta.constants.setdefault(entry.model, {}).update(entry.constants)
+            delta.constants.setdefault(model, {}).update(entry.constants)
         if entry.replaces:
-            delta.replaced.setdefault(entry.model, {}).update(entry.replaces)
+            delta.replaced.setdefault(model, {}).update(entry.replaces)
         if entry.swap is not None:
             _swap(delta.swaps, entry.swap)
-        gauges = delta.gauges.setdefault(entry.model, {})
         for key, gauge in entry.gauges.items():
             known = gauges.get(key)
             if known is None or gauge.time >= known.time:
                 gauges[key] = gauge
-    for (home, kind), increments in compact.items():
-        vector = kind.total(increments)
-        if delta.groups[home]:
+    for home, kinds in compact.items():
+        for kind, increments in kinds.items():
+            vector = kind.total(increments)
             add(vector, delta.groups[home])
-        delta.groups[home] = vector
+            delta.groups[home] = vector
     for entry in duplicates:
         home = (entry.model, (ALL_TIME,))
         add(delta.groups.setdefault(home, {}), {"duplicates": {NO_LABELS: 1}})

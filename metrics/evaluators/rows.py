@@ -33,7 +33,7 @@ def count_probability_rows(
     starts = np.arange(0, n * width, width)
     flat = rows.ravel()
     p = flat.take(starts + true)
-    losses = -np.log(p.clip(CLIP, 1 - CLIP))
+    losses = -np.log(_between(p, CLIP, 1 - CLIP))
     distances = np.einsum("ij,ij->i", rows, rows) - 2 * p + 1
     if width == 2:
         distances /= 2
@@ -56,13 +56,12 @@ def count_probability_rows(
     scored = columns_scored(keys)
     if scored:
         first = scored[0]
-        logits = rows[:, first:].clip(0.0, 1.0)  # a row may sum to a little more than 1
-        with np.errstate(divide="ignore"):
-            logits /= 1 - logits
-            np.log(logits, out=logits)
+        logits = _between(rows[:, first:], _OUTERMOST, 1 - _OUTERMOST)
+        logits /= 1 - logits
+        np.log(logits, out=logits)
         logits *= LOGITS_A_UNIT
         np.rint(logits, out=logits)
-        logits.clip(-MAX_LOGIT_BIN, MAX_LOGIT_BIN, out=logits)
+        logits = _between(logits, -MAX_LOGIT_BIN, MAX_LOGIT_BIN)
         vector["scores"] = counted(tuple(keys[first:]), logits.astype(np.intp), true - first)
     if k:
         score = p[:, None]
@@ -70,6 +69,16 @@ def count_probability_rows(
         beaten = (rows > score).sum(axis=1) + ((rows == score) & later).sum(axis=1)
         vector["top_k_rows"] = {(str(k),): n}
         vector["top_k_hits"] = {(str(k),): int((beaten < k).sum())}
+
+
+_OUTERMOST = 1e-15
+"""A score that is in the outermost bin, as all smaller ones are."""
+
+
+def _between(numbers: Floats, low: float, high: float) -> Floats:
+    """`numbers`, none of them beyond `low` or `high`; few ones in half the time of `clip`."""
+    found = np.maximum(numbers, low)
+    return np.minimum(found, high, out=found)
 
 
 def outcomes(true: Sequence[int], best: Sequence[int], width: int) -> dict[tuple[int, int], int]:
