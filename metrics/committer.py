@@ -86,11 +86,8 @@ class Committer:
         self._closing = False
         self._ready = False
         """Whether what is queued is to be committed now."""
-        self.gather: Callable[[], None] | None = None
-        """Of a host that knows when no more requests are at hand: told of each, it calls `go`.
-
-        So it does after answers, if entries are waiting.
-        """
+        self.gathers = False
+        """Whether the host calls `go` when no more requests are at hand, and so after answers."""
         self._healthy = True
         self._pending_digests: set[bytes] = set()
         self._attempts = FLUSH_ATTEMPTS
@@ -120,12 +117,10 @@ class Committer:
                 verdicts = self._take(work)
             self._queue.append(work)
             self._count(len(work.entries))
-            if self.gather is None or self._waiting * 2 > self._max_queue:
+            if not self.gathers or self._waiting * 2 > self._max_queue:
                 self._go()
         if verdicts is not None:
             work.done(verdicts)
-        elif self.gather is not None:
-            self.gather()
 
     @property
     def waiting(self) -> int:
@@ -359,9 +354,9 @@ class Committer:
             for work in batch:
                 self._pending_digests.difference_update(entry.digest for entry in work.entries)
             return
-        if self.gather is not None:  # which it is again, once these are answered
+        if self.gathers:
             with self._lock:
-                self._ready = False
+                self._ready = False  # it is again, once these are answered
         for work, verdict in zip(batch, verdicts, strict=True):
             work.done(verdict)
 

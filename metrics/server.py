@@ -1,8 +1,10 @@
 """Our own host: an asynchronous server with the short path for `POST /`.
 
 One thread reads, evaluates and answers; while the committer's thread commits, the next requests
-gather. Liveness and readiness are answered at once, since the kubelet asks before the first event.
-All else goes to the Flask app, in a thread, which is made when first needed.
+gather. What is at hand is read first, then evaluated one after the other, then committed together:
+by turns each of these would cost more, as it found the processor's caches full of the others.
+Liveness and readiness are answered at once, since the kubelet asks before the first event. All else
+goes to the Flask app, in a thread, which is made when first needed.
 """
 
 from __future__ import annotations
@@ -97,13 +99,14 @@ class Service:
         self._connections: set[Connection] = set()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="pages")
         self._told: deque[tuple[Connection, Finish]] = deque()
-        self._gathering = self._more = False
+        self._arrived: list[tuple[Connection, Request]] = []
+        self._gathering = False
         self._gathered_since = 0.0
 
     async def serve(self, listener: socket.socket, stopped: asyncio.Event) -> None:
         """Serve until `stopped`; return when all is answered, committed and closed."""
         self._loop = loop = asyncio.get_running_loop()
-        self._app.committer.gather = self._gather
+        self._app.committer.gathers = True
         listener.setblocking(False)
         listener.listen(BACKLOG)
         loop.add_reader(listener, self._accept, listener)
@@ -181,7 +184,7 @@ class Service:
 
     def _post(self, connection: Connection, request: Request) -> None:
         if self._app.may_post(request.headers):
-            self._take(connection, request)
+            self._arrive(connection, request)
         else:
             denied = partial(self._app.denied, request.headers)
             self._aside(connection, denied, None, request)
@@ -209,18 +212,21 @@ class Service:
             if answer is not None:
                 connection.answer(*answer)
             elif then is not None:
-                self._take(connection, then)
+                self._arrive(connection, then)
 
         self._loop.run_in_executor(threads, work).add_done_callback(done)
 
     # --- commits -----------------------------------------------------------------------------
 
+    def _arrive(self, connection: Connection, request: Request) -> None:
+        self._arrived.append((connection, request))
+        self._gather()
+
     def _gather(self) -> None:
-        """Have what is queued committed as soon as there is nothing more to read.
+        """Have what has arrived taken, and committed as soon as there is nothing more to read.
 
         While requests come in they are worth waiting for: the fewer commits, the less each costs.
         """
-        self._more = True
         if not self._gathering:
             self._gathering = True
             self._gathered_since = self._loop.time()
@@ -228,8 +234,13 @@ class Service:
 
     def _look(self) -> None:
         """Called once in each turn of the loop, before what that turn has read."""
-        if self._more and self._loop.time() - self._gathered_since < GATHER_SECONDS:
-            self._more = False
+        arrived, self._arrived = self._arrived, []
+        for connection, request in arrived:
+            try:
+                self._take(connection, request)
+            except Exception as error:
+                connection.answer(*problem(error))
+        if arrived and self._loop.time() - self._gathered_since < GATHER_SECONDS:
             self._loop.call_soon(self._look)
         else:
             self._gathering = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from metrics.app import Response
 from metrics.http1 import Request
 from metrics.server import Service
 from tests.servers_http import ROOT, free_port, until
@@ -28,18 +29,34 @@ def _is_young(process: int, workers: int) -> bool:
     return bool(caught & 1 << signal.SIGTERM - 1)
 
 
-def test_a_bug_is_a_500_and_the_log_has_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Never a 400, on which a broker would give the event up."""
+@pytest.mark.parametrize("where", ["may_post", "post"])
+def test_a_bug_is_a_500_and_the_log_has_it(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Never a 400, on which a broker would give the event up; and the next event is answered."""
 
-    def may_post(_: object) -> bool:
+    def bug(*_: object) -> bool:
         raise ZeroDivisionError
 
+    app = SimpleNamespace(
+        may_post=lambda _: True,
+        post=lambda *_: Response(202, [], b""),
+        settings=SimpleNamespace(max_body=10),
+        committer=SimpleNamespace(go=lambda: None),
+    )
     answers: list[Any] = []
-    connection = SimpleNamespace(answer=lambda *answer: answers.append(answer))
-    service = Service(SimpleNamespace(may_post=may_post))  # type: ignore[arg-type]
-    service.handle(connection, Request("POST", b"/", {}, b"{}", 2, True))  # type: ignore[arg-type]
-    ((status, _, body),) = answers
-    assert (status, b"internal error" in body) == (500, True)
+    connection: Any = SimpleNamespace(answer=lambda *answer: answers.append(answer))
+    service = Service(app)  # type: ignore[arg-type]
+    turns: list[Any] = []
+    service._loop = SimpleNamespace(  # type: ignore[assignment]
+        time=lambda: 0.0, call_soon=turns.append
+    )
+    right = getattr(app, where)
+    for each in (bug, right):
+        setattr(app, where, each)
+        service.handle(connection, Request("POST", b"/", {}, b"{}", 2, True))
+        while turns:
+            turns.pop()()
+    (status, _, body, _), accepted = answers
+    assert (status, b"internal error" in body, accepted[0]) == (500, True, 202)
     assert "ZeroDivisionError" in caplog.text
 
 
