@@ -79,6 +79,7 @@ MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
 
 _NAMESPACE, _DEPLOYMENT, _PREDICTOR, _MODEL = IDENTITY
+_SHARED = frozenset(IDENTITY)
 _LAST_EVENT: GaugeKey = ("last_event", ())
 _HIDDEN = frozenset(
     {"scores", "calibration_rows", "calibration_hits", "calibration_confidence", "absolute_errors"}
@@ -493,7 +494,7 @@ class App:
             attributes, data = self._emitted(event, entry)
             return Response(200, binary_headers(attributes), data)
         id = entry.digest.hex() or urandom(16).hex()
-        headers = own_headers(id, int(self.now()), event.extensions, IDENTITY)
+        headers = own_headers(id, int(self.now()), event.extensions, _SHARED)
         return Response(200, headers, self._data(entry.model, entry.increment), origin.lines)
 
     def _emitted(self, event: Event, entry: Entry) -> tuple[dict[str, str], bytes]:
@@ -571,7 +572,7 @@ class App:
                     if window.name in self.settings.reply_windows
                 }
             cached = self._views[model] = (state, settings, orjson.dumps(view)[:-1])
-        return cached[2] + b',"increment":' + orjson.dumps(readable(increment)) + b"}"
+        return cached[2] + b',"increment":%b}' % orjson.dumps(readable(increment))
 
 
 def _waited(begin: Callable[[Tell], Response | None]) -> Response:

@@ -255,16 +255,18 @@ def lines_of(headers: Iterable[tuple[str, str]]) -> str:
 
 
 def own_headers(
-    id: str, time: int, extensions: Mapping[str, str], known: Container[str]
+    id: str, time: int, extensions: Mapping[str, str], shared: Container[str]
 ) -> list[tuple[str, str]]:
-    """The headers that an emitted event does not share with others of its model.
+    """The headers that an emitted event does not share with others of its origin.
 
-    Its id, its time (epoch seconds), and the extensions it takes over that are not `known`.
+    Its id, its time (epoch seconds), and the extensions it takes over that are not `shared`.
     """
     headers = [("ce-id", id), _header("time", format_time(time))]
-    for name, text in extensions.items():
-        if name not in known and name[:7] != "knative":
-            headers.append(_header(name, text))
+    headers += [
+        _header(name, text)
+        for name, text in extensions.items()
+        if name not in shared and name[:7] != "knative"
+    ]
     return headers
 
 

@@ -186,15 +186,13 @@ def parse(event: Any) -> Feedback:
         if type(reward) not in (int, float) or not isfinite(reward):
             raise Refused("reward", "must be a finite number")
         reward = float(reward)
-    feedback = Feedback(
-        truth=message(truth, "truth"),
-        prediction=None if response is None else message(response, "response"),
-        reward=reward,
-        raw=event,
-    )
-    for where, part in (("meta", event), ("response.meta", response), ("truth.meta", truth)):
-        if part and "meta" in part and part["meta"] is not None:
-            read_meta(part["meta"], where, feedback)
+    true = message(truth, "truth")
+    prediction = None if response is None else message(response, "response")
+    feedback = Feedback(true, prediction, reward, raw=event)
+    if "meta" in event or "meta" in truth or (response and "meta" in response):
+        for where, part in (("meta", event), ("response.meta", response), ("truth.meta", truth)):
+            if part and part.get("meta") is not None:
+                read_meta(part["meta"], where, feedback)
     return feedback
 
 

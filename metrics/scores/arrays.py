@@ -22,31 +22,32 @@ def rank_all(histograms: Packed) -> dict[str, Ranked]:
     running = sides.cumsum(axis=2)
     n, p = sides[:, 0], sides[:, 1]
     false, true = running[:, 0], running[:, 1]
-    negatives, positives = false[:, -1:], true[:, -1:]
-    high = p * true / np.maximum(true + false - n, 1)
-    low = np.minimum(high, _precision_sums(true - p, p, false))
-    each = (p * (negatives - false), p * n, low, high)
-    columns = [negatives[:, 0], positives[:, 0], *(values.sum(axis=1) for values in each)]
-    rows = np.array(columns).T.tolist()
+    sums = np.empty((4, *n.shape))  # pairs won and tied, and precisions at least and at most
+    np.multiply(p, false[:, -1:] - false, out=sums[0])
+    np.multiply(p, n, out=sums[1])
+    np.divide(p * true, np.maximum(true + false - n, 1), out=sums[3])
+    np.minimum(sums[3], _precision_sums(true - p, p, false), out=sums[2])
+    rows = np.concatenate((running[:, :, -1], sums.sum(axis=2).T), axis=1).tolist()
     ranked = zip(histograms.classes, rows, strict=True)
     return {key: _ranked(*numbers) for key, numbers in ranked if numbers[0] or numbers[1]}
 
 
 def _precision_sums(true: Floats, positives: Floats, false: Floats) -> Floats:
     """See `ranking._precision_sum`."""
-    start = true + false
-    end = start + positives
-    exact = _HARMONIC[np.minimum(end, _EXACT).astype(np.intp)]
-    exact -= _HARMONIC[np.minimum(start, _EXACT).astype(np.intp)]
-    start, end = np.maximum(start, _EXACT), np.maximum(end, _EXACT)
-    difference = np.log1p((end - start) / start) - (end - start) / (2 * start * end)
-    difference += _remainders(end) - _remainders(start)
-    return positives - false * (exact + difference)
-
-
-def _remainders(n: Floats) -> Floats:
-    square = n * n
-    return ((1 / 120 - 1 / 252 / square) / square - 1 / 12) / square
+    ends = np.empty((2, *true.shape))  # both in one: at a few hundred numbers it is calls that cost
+    np.add(true, false, out=ends[0])
+    np.add(ends[0], positives, out=ends[1])
+    harmonic = _HARMONIC[np.minimum(ends, _EXACT).astype(np.intp)]
+    np.maximum(ends, _EXACT, out=ends)
+    square = ends * ends
+    remainders = ((1 / 120 - 1 / 252 / square) / square - 1 / 12) / square
+    start, end = ends
+    more = end - start
+    difference: Floats = np.log1p(more / start) - more / (2 * start * end)
+    difference += remainders[1] - remainders[0]  # each small, and so apart from the harmonics
+    difference += harmonic[1] - harmonic[0]
+    lost: Floats = false * difference
+    return np.subtract(positives, lost, out=lost)
 
 
 def _ranked(
