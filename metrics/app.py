@@ -120,6 +120,8 @@ class Request:
     entries: list[Entry]
     """As they are committed, once they are: the committer may have evaluated some again."""
     batch: bool = False
+    prepared: tuple[Entry, ModelState | None, Response] | None = None
+    """The answer to this entry, if its commit leaves this state of its model."""
 
 
 EMPTY = Response(202, [], b"")
@@ -176,6 +178,7 @@ class App:
         self._accepted = settings.accept_types
         if self.joins:
             self._accepted += settings.prediction_types
+        self._prepares = settings.reply == "event" and not (self.sink or self.watch)
         self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
         self.before_closing: list[Callable[[], None]] = []
         """Called in `close` when all is committed and the store can still be read."""
@@ -209,7 +212,7 @@ class App:
             self.settings.sink,
             self.settings.sink_interval,
             self.settings.ce_overrides,
-            self._data,
+            self._summary,
             self.stats,
         )
 
@@ -241,7 +244,8 @@ class App:
             request = self.intake(headers, body)
             if not request.entries:
                 return EMPTY
-            self._submit(request.entries, partial(self._finish, request), tell)
+            prepare = partial(self._prepare, request) if self._prepares else None
+            self._submit(request.entries, partial(self._finish, request), tell, prepare)
             return None
         except Refused as error:
             return self.refuse(error, tell)
@@ -266,10 +270,26 @@ class App:
         return _waited(partial(self.refuse, error))
 
     def _submit(
-        self, entries: list[Entry], finish: Callable[[Any, Tell], Response | None], tell: Tell
+        self,
+        entries: list[Entry],
+        finish: Callable[[Any, Tell], Response | None],
+        tell: Tell,
+        prepare: Callable[[State], None] | None = None,
     ) -> None:
         """Have `entries` committed, and `finish` called with what became of them."""
-        self.committer.submit(Work(entries, lambda verdict: tell(partial(finish, verdict, tell))))
+
+        def done(verdict: list[bool] | BaseException) -> None:
+            tell(partial(finish, verdict, tell))
+
+        self.committer.submit(Work(entries, done, prepare))
+
+    def _prepare(self, request: Request, state: State) -> None:
+        """Have at hand what the answer is if the commit leaves this state."""
+        if request.batch or not request.entries[0].scored:
+            return
+        (event,), (entry,) = request.events, request.entries
+        known = state.models.get(entry.model)
+        request.prepared = entry, known, self._reply(event, entry, known)
 
     def _finish(self, request: Request, verdict: Any, tell: Tell) -> Response | None:
         """The answer once the commit told its verdict."""
@@ -323,8 +343,13 @@ class App:
             emitted = batch_body(self._emitted_batch(events, entries))
             return Response(200, [("content-type", BATCH)], emitted)
         (event,), (entry,) = events, entries
+        state = self._state(entry.model)
+        if request.prepared is not None:
+            for_entry, for_state, response = request.prepared
+            if for_entry is entry and for_state is state:
+                return response
         if entry.scored or self._is_joined(entry, verdict[0]):
-            return self._reply(event, entry)
+            return self._reply(event, entry, state)
         return EMPTY
 
     # --- one event ---------------------------------------------------------------------------
@@ -411,7 +436,7 @@ class App:
 
     def _is_joined(self, entry: Entry, new: bool) -> bool:
         """Whether an event without a share in any score is a duplicate of one that has."""
-        state = self.store.read().models.get(entry.model)
+        state = self._state(entry.model)
         return not new and state is not None and "events" in state.all_time
 
     def _origin(self, extensions: Mapping[str, str]) -> Origin:
@@ -487,23 +512,26 @@ class App:
 
     # --- the emitted event -------------------------------------------------------------------
 
-    def _reply(self, event: Event, entry: Entry) -> Response:
+    def _reply(self, event: Event, entry: Entry, state: ModelState | None) -> Response:
         """The event that answers one event, in binary mode."""
         origin = self._origin(event.extensions)
         if origin.model != entry.model or (self.watch and self.watch.told(entry)):
-            attributes, data = self._emitted(event, entry)
+            attributes, data = self._emitted(event, entry, state)
             return Response(200, binary_headers(attributes), data)
         id = entry.digest.hex() or urandom(16).hex()
         headers = own_headers(id, int(self.now()), event.extensions, _SHARED)
-        return Response(200, headers, self._data(entry.model, entry.increment), origin.lines)
+        data = self._data(entry.model, entry.increment, state)
+        return Response(200, headers, data, origin.lines)
 
-    def _emitted(self, event: Event, entry: Entry) -> tuple[dict[str, str], bytes]:
+    def _emitted(
+        self, event: Event, entry: Entry, state: ModelState | None
+    ) -> tuple[dict[str, str], bytes]:
         """Attributes and data of the event that answers one event: its metrics, or an alert."""
         attributes = self._attributes(event, entry)
         alert = self.watch.told(entry) if self.watch else None
         if alert is not None:
             attributes |= self._alert_attributes(alert)
-        return attributes, self._data(entry.model, entry.increment)
+        return attributes, self._data(entry.model, entry.increment, state)
 
     def _alert_attributes(self, alert: Alert) -> dict[str, str]:
         """What sets an alert's event apart from a metrics event."""
@@ -519,7 +547,7 @@ class App:
             **dict(zip(IDENTITY, alert.model.split("/"), strict=False)),
             **self._alert_attributes(alert),
         }
-        self.sink.alert(alert.id, attributes, self._data(alert.model, {}))
+        self.sink.alert(alert.id, attributes, self._summary(alert.model, {}))
 
     def _attributes(self, event: Event, entry: Entry) -> dict[str, str]:
         """Attributes of the metrics event; its id follows from the request's (source, id) only."""
@@ -549,15 +577,24 @@ class App:
             digests = b"".join(entry.digest for _, entry in parts)
             attributes["id"] = blake2b(digests, digest_size=16).hexdigest()
             increment = merge(entry.increment for _, entry in parts)
-            emitted.append((attributes, self._data(model, increment)))
+            emitted.append((attributes, self._data(model, increment, self._state(model))))
             emitted += [
-                self._emitted(*part) for part in parts if self.watch and self.watch.told(part[1])
+                self._emitted(*part, self._state(model))
+                for part in parts
+                if self.watch and self.watch.told(part[1])
             ]
         return emitted
 
-    def _data(self, model: str, increment: Increment | Compact) -> bytes:
-        """The model's view as of its last commit, shared by its events, with `increment` added."""
-        state = self.store.read().models.get(model)
+    def _state(self, model: str) -> ModelState | None:
+        """What is known of a model as of its last commit."""
+        return self.store.read().models.get(model)
+
+    def _summary(self, model: str, increment: Increment) -> bytes:
+        """The data of an event to the sink."""
+        return self._data(model, increment, self._state(model))
+
+    def _data(self, model: str, increment: Increment | Compact, state: ModelState | None) -> bytes:
+        """The model's view, which its events share while they find it so, and `increment`."""
         settings = self.models.of(model)
         cached = self._views.get(model)
         if state is None:  # with a snapshot interval, before the first flush

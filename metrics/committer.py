@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .errors import ConstantsDiffer, Overloaded, StoreUnavailable
-from .state import Entry, RecordKey
+from .state import Entry, RecordKey, State
 from .store import Store
 
 logger = logging.getLogger("metrics.committer")
@@ -39,6 +39,8 @@ class Work:
     entries: list[Entry]
     done: Callable[[list[bool] | BaseException], None]
     """Told once, from the committer's thread: which entries were new, or what went wrong."""
+    prepare: Callable[[State], None] | None = None
+    """Prepares the answer for the case that the commit leaves this state."""
 
 
 class Tally(Protocol):
@@ -88,6 +90,8 @@ class Committer:
         """Whether what is queued is to be committed now."""
         self.gathers = False
         """Whether the host calls `go` when no more requests are at hand, and so after answers."""
+        self.ahead: Callable[[Sequence[Work], State], None] | None = None
+        """Told of a commit that is about to wait, and of the state it will leave if it succeeds."""
         self._healthy = True
         self._pending_digests: set[bytes] = set()
         self._attempts = FLUSH_ATTEMPTS
@@ -218,7 +222,8 @@ class Committer:
             entries = [entry for work in batch for entry in work.entries]
             started = clock.perf_counter()
             try:
-                flat = self._store.commit(entries, self._now())
+                ahead = partial(self.ahead, batch) if self.ahead else None
+                flat = self._store.commit(entries, self._now(), ahead)
             except ConstantsDiffer:
                 continue  # another writer fixed a constant first: evaluate under it
             self._tally.committed(clock.perf_counter() - started, len(entries))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time as clock
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1
@@ -141,6 +141,10 @@ class _Try:
         return True
 
 
+def _nothing() -> None:
+    """What is done meanwhile where nothing is to be done."""
+
+
 _MOVED = (exceptions.MovedError, exceptions.TryAgainError, exceptions.ClusterDownError)
 
 
@@ -185,10 +189,16 @@ class Link:
                 self._connect()
         return self._cluster is not None
 
-    def exchange(self, calls: Sequence[Call], durable: bool = False) -> list[Any]:
+    def exchange(
+        self,
+        calls: Sequence[Call],
+        durable: bool = False,
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> list[Any]:
         """The replies to `calls`, in one round trip where nothing is amiss.
 
         `durable` has every node wait for what was promised, and raises where it is not reached.
+        `meanwhile` is called once, as soon as all are sent.
         """
         with self._guard():
             self._connect()
@@ -197,7 +207,8 @@ class Link:
                 if any(each.moved for each in todo):
                     clock.sleep(0.02 * (attempt - 1))
                     self._cluster.nodes_manager.initialize()
-                self._round(todo, self._promise if durable else NO_PROMISE)
+                self._round(todo, self._promise if durable else NO_PROMISE, meanwhile)
+                meanwhile = _nothing
                 todo = [each for each in todo if each.refused()]
                 if not todo or (self._cluster is None and todo[0].moved):
                     break
@@ -274,7 +285,9 @@ class Link:
             self._histories[name] = history
             self._doubts.add(name)
 
-    def _round(self, tries: Iterable[_Try], promise: Promise) -> None:
+    def _round(
+        self, tries: Iterable[_Try], promise: Promise, meanwhile: Callable[[], None]
+    ) -> None:
         """Send every node its calls, then read the replies."""
         lines: dict[str, _Line] = {}
         try:
@@ -288,6 +301,7 @@ class Link:
                 if promise.words:
                     commands.append(promise.words)
                 line.connection.send_packed_command(line.connection.pack_commands(commands))
+            meanwhile()
             for line in lines.values():
                 for each in line.tries:
                     each.reply = [_receive(line.connection) for _ in each.commands()][-1]

@@ -61,7 +61,7 @@ from .counters import Increment, Number, Vector, decode_key, encode_key, merge, 
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
-from .store import MODELS_IN_TURN, apply_rest, check_constants, split, with_created
+from .store import MODELS_IN_TURN, Ahead, apply_rest, check_constants, split, with_created
 from .windows import ALL_TIME, PANES, Pane
 
 logger = logging.getLogger("metrics.store")
@@ -159,7 +159,7 @@ class RedisStore:
 
     # --- the contract ------------------------------------------------------------------------
 
-    def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
         """Add what is new of `batch`, atomically model by model; see `store.Store.commit`.
 
         Where it raises StoreUnavailable any of the batch may be counted; what is, is a duplicate
@@ -167,7 +167,7 @@ class RedisStore:
         """
         with self._lock, self._serving():
             self._check_format(stamp=True)
-            verdicts = self._commit(_shares(batch), now) if batch else self._probe(now)
+            verdicts = self._commit(_shares(batch), now, ahead) if batch else self._probe(now)
             if self._next_look > clock.monotonic() + CATCH_UP_SECONDS:
                 self._next_look = 0.0  # the server is back
             return verdicts
@@ -186,6 +186,9 @@ class RedisStore:
                 pass
             finally:
                 self._lock.release()
+        known = self._mirror.latest  # whoever changes the mirror lets go of it first
+        if known is not None:
+            return known
         with self._mirror_lock:
             return self._mirror.read()
 
@@ -324,13 +327,13 @@ class RedisStore:
 
     # --- one commit --------------------------------------------------------------------------
 
-    def _commit(self, shares: list[Share], now: float) -> list[bool]:
+    def _commit(self, shares: list[Share], now: float, ahead: Ahead | None) -> list[bool]:
         """Commit every share; the verdicts in the order of the batch."""
         if len(shares) > 1:
             self._claim(shares, now)
         todo = shares
         for _ in range(ATTEMPTS):
-            todo = self._send(todo, now, begun=len(todo) < len(shares))
+            todo = self._send(todo, now, len(todo) < len(shares), ahead)
             if not todo:
                 break
         else:
@@ -359,7 +362,9 @@ class RedisStore:
             todo = self._send(todo, now, begun=False)
         raise _contended()
 
-    def _send(self, shares: Sequence[Share], now: float, begun: bool) -> list[Share]:
+    def _send(
+        self, shares: Sequence[Share], now: float, begun: bool, ahead: Ahead | None = None
+    ) -> list[Share]:
         """Send every share; returns those that must be sent again.
 
         `begun` tells that other shares of the batch are counted: too late for ConstantsDiffer.
@@ -374,9 +379,9 @@ class RedisStore:
         again: list[Share] = []
         stale: set[str] = set()
         alone: Share | None = None
-        for share, reply in zip(shares, self._link.exchange(calls, durable=True), strict=True):
+        for share, reply in zip(shares, self._exchange(shares, calls, ahead), strict=True):
             if reply[0] == b"ok":
-                self._apply(share, *reply[1:])
+                self._note(share, *reply[1:])
                 continue
             if reply[0] == b"record":
                 alone = share
@@ -447,12 +452,42 @@ class RedisStore:
         ]
         return run(COMMIT, keys, b"".join(share.digests), orjson.dumps(arguments), *swaps)
 
-    def _apply(self, share: Share, sequence: int, change: int, exact: int) -> None:
-        """Take what was committed into the mirror.
+    def _exchange(
+        self, shares: Sequence[Share], calls: Sequence[Call], ahead: Ahead | None
+    ) -> list[Any]:
+        """The replies to the calls of `shares`; those that were committed are in the mirror.
 
-        Where other replicas committed in between, the mirror is still a sum of whole commits,
-        but theirs are missing until the next look.
+        They are taken into it while the server works. Where other replicas committed in between,
+        the mirror is still a sum of whole commits, but theirs are missing until the next look.
         """
+
+        def foresee() -> None:
+            with self._mirror_lock:
+                for share in shares:
+                    self._add(share)
+                foreseen = self._mirror.foreseen() if ahead else None
+            if ahead and foreseen:
+                ahead(foreseen)
+
+        with self._mirror.ahead():
+            replies = self._link.exchange(calls, durable=True, meanwhile=foresee)
+            if any(reply[0] != b"ok" for reply in replies):
+                with self._mirror_lock:
+                    self._mirror.take_back()
+                    for share, reply in zip(shares, replies, strict=True):
+                        if reply[0] == b"ok":
+                            self._add(share)
+        return replies
+
+    def _add(self, share: Share) -> None:
+        """Add what a share adds to the mirror."""
+        for vector, panes in share.vectors:
+            self._mirror.spread((share.model, tuple(panes)), vector)
+        apply_rest(self._mirror, share.delta)
+        self._mirror.sequence += 1
+
+    def _note(self, share: Share, sequence: int, change: int, exact: int) -> None:
+        """Note which commit of its model, and of all, a share became."""
         known = self._known.setdefault(share.model, Known(share.epoch))
         if sequence == known.sequence + 1:
             self._known[share.model] = Known(known.epoch, sequence)
@@ -462,11 +497,6 @@ class RedisStore:
             self._birth = f"birth {share.epoch}".encode()
         if not exact:
             self._suspects.add(share.model)
-        with self._mirror_lock:
-            for vector, panes in share.vectors:
-                self._mirror.spread((share.model, tuple(panes)), vector)
-            apply_rest(self._mirror, share.delta)
-            self._mirror.sequence += 1
 
     def _probe(self, now: float) -> list[bool]:
         """Write to every node that a model is known on."""

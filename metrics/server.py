@@ -15,7 +15,7 @@ import logging
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any
@@ -25,11 +25,13 @@ import uvloop
 from httptools import HttpParserInvalidURLError, parse_url
 
 from .app import App, Finish, Response, problem
+from .committer import Work
 from .config import Settings
 from .errors import ConfigurationError, NotFound, StoreUnavailable, TooLarge
 from .host import build, collect_seldom
 from .http1 import PATIENCE_SECONDS, Connection, Request
 from .server_stats import ServerStats
+from .state import State
 from .workers import end_by_signal, supervise
 
 logger = logging.getLogger("metrics.server")
@@ -107,6 +109,7 @@ class Service:
         """Serve until `stopped`; return when all is answered, committed and closed."""
         self._loop = loop = asyncio.get_running_loop()
         self._app.committer.gathers = True
+        self._app.committer.ahead = self._ahead
         listener.setblocking(False)
         listener.listen(BACKLOG)
         loop.add_reader(listener, self._accept, listener)
@@ -245,6 +248,15 @@ class Service:
         else:
             self._gathering = False
             self._app.committer.go()
+
+    def _ahead(self, works: Sequence[Work], state: State) -> None:
+        """Have the answers to a commit's requests made while it waits."""
+        self._loop.call_soon_threadsafe(self._prepare, works, state)
+
+    def _prepare(self, works: Sequence[Work], state: State) -> None:
+        for work in works:
+            if work.prepare is not None:
+                work.prepare(state)
 
     def _tell(self, connection: Connection, finish: Finish) -> None:
         """Have a request finished in the loop's thread: one wake-up for all of a commit's."""

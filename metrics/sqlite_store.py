@@ -59,7 +59,7 @@ import orjson
 from .counters import Labels, Number, Packed, add, decode_key, encode_key
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .state import TAG, Delta, Entry, Gauge, Mirror, RecordKey, State, Swap, total
-from .store import apply_rest, check_constants, split, with_created
+from .store import Ahead, apply_rest, check_constants, split, with_created
 from .windows import ALL_TIME, PANES, Pane
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
@@ -185,7 +185,7 @@ class SQLiteStore:
 
     # --- the contract ------------------------------------------------------------------------
 
-    def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
         """Atomically and durably add what is new of `batch`; see `store.Store.commit`."""
         with self._lock, self._guard():
             connection = self._open()
@@ -203,9 +203,14 @@ class SQLiteStore:
             self._append(connection, sequence, now, digests, delta)
             if delta.swaps:
                 _swap(connection, delta.swaps.values())
-            _patiently(connection, "COMMIT")
-            with self._mirror_lock:
-                self._apply(sequence, digests, delta)
+            with self._mirror.ahead():
+                with self._mirror_lock:
+                    self._add(sequence, delta)
+                    foreseen = self._mirror.foreseen() if ahead else None
+                if ahead and foreseen:
+                    ahead(foreseen)
+                _patiently(connection, "COMMIT")
+            self._recent.update(dict.fromkeys(_divided(digests), sequence))
             self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
                 self._try_to_fold(connection, now)
@@ -367,15 +372,18 @@ class SQLiteStore:
         return Delta(dropped=[(model, Pane(*pane)) for _, model, *pane in old])
 
     def _apply(self, sequence: int, digests: bytes, delta: Delta) -> None:
-        """Take one commit into the mirror; in every process in the order of the log."""
+        """Take in one commit that is in the log; in every process in its order."""
         for model, pane in delta.dropped:
             self._mirror.drop(model, pane)
             self._ids.pop((model, pane), None)
+        self._add(sequence, delta)
+        self._recent.update(dict.fromkeys(_divided(digests), sequence))
+
+    def _add(self, sequence: int, delta: Delta) -> None:
+        """Add what one commit adds to the mirror."""
         for home, vector in delta.groups.items():
             self._mirror.spread(home, vector)
         apply_rest(self._mirror, delta)
-        for digest in _divided(digests):
-            self._recent[digest] = sequence
         self._mirror.sequence = sequence
 
     # --- catching up -------------------------------------------------------------------------

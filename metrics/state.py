@@ -7,7 +7,8 @@ a consistent copy: the mirror copies on write only what was read since.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -218,7 +219,10 @@ class Mirror:
         self.sequence = 0
         self._models: dict[str, ModelState] = {}
         self.latest: State | None = None
-        """What was read last, where nothing has changed since."""
+        """What was read last, where nothing has changed since that may be read."""
+        self._content: State | None = None
+        """A copy of what there is now, if one was made."""
+        self._is_ahead = False
         self._owned: dict[tuple[str, Pane], set[str]] = {}
         """Panes that no reader holds, and which families of them none does."""
         self._owned_models: set[str] = set()
@@ -232,10 +236,41 @@ class Mirror:
     def read(self) -> State:
         """A consistent copy; the same object until something changes."""
         if self.latest is None:
-            self.latest = State(dict(self._models), self.sequence)
+            self.latest = self.foreseen()
+        return self.latest
+
+    def foreseen(self) -> State:
+        """What `read` gives as soon as the mirror is not ahead of it any more."""
+        if self._content is None:
+            self._content = State(dict(self._models), self.sequence)
             self._owned.clear()
             self._owned_models.clear()
-        return self.latest
+        return self._content
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Have `read` give what it does now until the block ends, whatever changes meanwhile.
+
+        If the block raises, it did not change.
+        """
+        self.read()
+        self._is_ahead = True
+        try:
+            yield
+        except BaseException:
+            self.take_back()
+            raise
+        finally:
+            self._is_ahead = False
+            self.latest = self._content
+
+    def take_back(self) -> None:
+        """Forget what changed while the mirror is ahead."""
+        self._content = self.read()
+        self._models = dict(self._content.models)
+        self.sequence = self._content.sequence
+        self._owned.clear()
+        self._owned_models.clear()
 
     def constants(self, model: str) -> Constants:
         """The constants of `model`; empty where it is unknown."""
@@ -325,7 +360,7 @@ class Mirror:
         known = self._models.get(model)
         for pane in tuple(known.panes) if known else ():
             self.drop(model, pane)
-        self.latest = None
+        self._change()
         self._models.pop(model, None)
         self._owned_models.discard(model)
 
@@ -338,7 +373,7 @@ class Mirror:
 
     def clear(self) -> None:
         """Drop everything: the store's content is about to be read anew."""
-        self.latest = None
+        self._change()
         self._models.clear()
         self._owned.clear()
         self._owned_models.clear()
@@ -366,9 +401,15 @@ class Mirror:
             dropped += len(old)
         return dropped
 
+    def _change(self) -> None:
+        """Let go of copies that will not be true any more."""
+        self._content = None
+        if not self._is_ahead:
+            self.latest = None
+
     def _own(self, model: str) -> ModelState:
         """The model's maps, copied first where a reader may still hold them."""
-        self.latest = None
+        self._change()
         state = self._models.get(model)
         if state is None:
             state = ModelState({}, {}, {})

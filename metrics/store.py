@@ -8,7 +8,7 @@ over all of them. A store may be called from several threads; commits are one at
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -21,16 +21,21 @@ MODELS_IN_TURN = 20
 """Models that one `housekeep` looks at; the next call takes the next."""
 
 
+Ahead = Callable[[State], None]
+"""Is told what `read` will give if a commit succeeds that is about to wait for that."""
+
+
 class Store(Protocol):
     """Where counters are durable. Two processes may hold the same store open at once."""
 
-    def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
         """Atomically and durably add what is new of `batch`; tells which entries were new.
 
         An entry whose digest is known, or stands earlier in the batch, adds one to its model's
         `duplicates` and nothing else; an entry without a digest is always new. An empty batch
         writes a probe, and so tells whether the store can commit. `now` (epoch seconds) dates
-        the digests. Raises ConstantsDiffer, with nothing written and `read` up to date, where an
+        the digests. `ahead` is told before a wait, and where that was in vain perhaps again.
+        Raises ConstantsDiffer, with nothing written and `read` up to date, where an
         entry presupposes a constant that another writer fixed otherwise, or a record that is not
         there; StoreUnavailable where a retry can succeed.
         """
@@ -114,7 +119,7 @@ class MemoryStore:
         self._records: dict[RecordKey, bytes] = {}
         self._held = 0
 
-    def commit(self, batch: Sequence[Entry], now: float) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
         """Atomically add what is new of `batch`; durable for as long as the process lives."""
         with self._lock:
             fresh = {entry.digest for entry in batch if entry.digest not in self._seen}

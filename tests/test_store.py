@@ -14,7 +14,7 @@ import pytest
 from metrics import redis_store, sqlite_store
 from metrics.counters import add, merge, value
 from metrics.errors import ConfigurationError, ConstantsDiffer
-from metrics.state import TAG, Entry, Gauge, RecordKey, Swap
+from metrics.state import TAG, Entry, Gauge, RecordKey, State, Swap
 from metrics.store import MODELS_IN_TURN, Store, open_store
 from metrics.windows import ALL_TIME, Pane, place, window
 from tests.servers import RedisServer
@@ -605,6 +605,62 @@ def test_read_again(backend: Backend) -> None:
     assert store.read() is before
     store.commit([entry(2)], NOW)
     assert store.read() is not before
+
+
+def test_a_commit_is_foreseen_and_seen_when_it_is_durable(shared: Backend) -> None:
+    """What is told ahead is what is read afterwards, and not before; a duplicate alters it."""
+    store = shared.open()
+    gauges = {("g", ()): Gauge(1.0, NOW)}
+    batches = [
+        [entry(1, gauges=gauges, constants={"c": 1}), entry(2)],
+        [entry(3, panes=(ALL_TIME, Pane(5, 340000000))), entry(2)],
+        [entry(4), entry(5, model="n")],
+        [entry(5, model="n"), entry(6)],
+    ]
+    for batch in batches:
+        before = store.read()
+        shown = repr(before)
+        told: list[State] = []
+
+        def ahead(state: State, before: State = before, told: list[State] = told) -> None:
+            assert store.read() is before or told
+            assert store.read() is not state
+            told.append(state)
+
+        store.commit(batch, NOW, ahead)
+        assert store.read() is told[-1] is not before
+        assert repr(before) == shown
+        assert shared.open().read().models == told[-1].models
+
+
+def test_what_was_foreseen_in_vain_is_never_read(shared: Backend) -> None:
+    """A commit that fails once it is foreseen leaves no trace, and can be tried again."""
+    store = shared.open()
+    store.commit([entry(1, {"events": {(): 1}, "x": {("a",): 0.1}}, constants={"c": 1})], NOW)
+    before = store.read()
+    shown = repr(before)
+    gauges = {("g", ()): Gauge(1.0, NOW)}
+    batch = [
+        entry(2, {"events": {(): 1}, "x": {("a",): 0.2}}, gauges=gauges, constants={"d": 2}),
+        entry(3, model="n", panes=(ALL_TIME, Pane(5, 340000000))),
+    ]
+
+    def ahead(state: State) -> None:
+        assert value(state.models["m"].all_time, "events") == 2
+        raise ConstantsDiffer("by chance")
+
+    with pytest.raises(ConstantsDiffer, match="by chance"):
+        store.commit(batch, NOW, ahead)
+    assert repr(before) == shown
+    known = store._mirror.read().models  # type: ignore[attr-defined]
+    assert known["m"][:2] == before.models["m"][:2]
+    assert "n" not in known or not known["n"].panes
+    store.commit(batch, NOW)
+    again = store.read().models
+    assert again == shared.open().read().models
+    assert again["m"].all_time["x"] == {("a",): 0.1 + 0.2}
+    assert again["m"].constants.keys() == {"c", "d", "created"}
+    assert value(again["n"].all_time, "events") == 1
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"])
