@@ -112,24 +112,38 @@ class Response(NamedTuple):
         return [*self.headers, *[(name, text) for name, _, text in parts]]
 
 
-@dataclass(slots=True)
-class Request:
-    """The events of one request that are to be committed together, and what each adds."""
-
-    events: list[Event]
-    entries: list[Entry]
-    """As they are committed, once they are: the committer may have evaluated some again."""
-    batch: bool = False
-    prepared: tuple[Entry, ModelState | None, Response] | None = None
-    """The answer to this entry, if its commit leaves this state of its model."""
-
-
 EMPTY = Response(202, [], b"")
 
 Finish = Callable[[], "Response | None"]
 """Makes an answer after a commit; None where that takes one more commit first."""
 Tell = Callable[[Finish], None]
 """Is told how to finish a request, from the committer's thread."""
+
+
+@dataclass(slots=True)
+class Request:
+    """The events of one request that are to be committed together, and what each adds."""
+
+    app: App
+    tell: Tell
+    events: list[Event]
+    entries: list[Entry]
+    """As they are committed, once they are: the committer may have evaluated some again."""
+    batch: bool = False
+    answer: Response | None = None
+    """The answer, where it is known before."""
+    prepared: tuple[Entry, ModelState | None, Response] | None = None
+    """The answer to this entry, if its commit leaves this state of its model."""
+    verdict: Sequence[bool] | BaseException = ()
+
+    def done(self, verdict: list[bool] | BaseException) -> None:
+        """Have it finished: it is committed, or cannot be."""
+        self.verdict = verdict
+        self.tell(self.finish)
+
+    def finish(self) -> Response | None:
+        """The answer; None where that takes one more commit first."""
+        return self.answer or self.app.finish(self)
 
 
 class App:
@@ -178,7 +192,8 @@ class App:
         self._accepted = settings.accept_types
         if self.joins:
             self._accepted += settings.prediction_types
-        self._prepares = settings.reply == "event" and not (self.sink or self.watch)
+        at_once = settings.sink or settings.snapshot_interval
+        self._prepares = settings.reply == "event" and not (at_once or self.watch)
         self._views: dict[str, tuple[ModelState, ModelSettings, bytes]] = {}
         self.before_closing: list[Callable[[], None]] = []
         """Called in `close` when all is committed and the store can still be read."""
@@ -241,11 +256,10 @@ class App:
     def post(self, headers: Mapping[str, str], body: bytes, tell: Tell) -> Response | None:
         """The answer to `POST /`, or None: then `tell` is told once how to finish it."""
         try:
-            request = self.intake(headers, body)
+            request = self.intake(headers, body, tell)
             if not request.entries:
                 return EMPTY
-            prepare = partial(self._prepare, request) if self._prepares else None
-            self._submit(request.entries, partial(self._finish, request), tell, prepare)
+            self.committer.submit(request)
             return None
         except Refused as error:
             return self.refuse(error, tell)
@@ -256,7 +270,8 @@ class App:
         """As `post`, the answer to an event that can never be counted, which is counted first."""
         answer = problem(error)
         try:
-            self._submit([self._rejection(error)], lambda *_: answer, tell)
+            rejected = [self._rejection(error)]
+            self.committer.submit(Request(self, tell, [], rejected, answer=answer))
             return None
         except Unavailable:
             return answer  # no retry can mend the event
@@ -269,38 +284,27 @@ class App:
         """`refuse`, for a host that gives each request a thread."""
         return _waited(partial(self.refuse, error))
 
-    def _submit(
-        self,
-        entries: list[Entry],
-        finish: Callable[[Any, Tell], Response | None],
-        tell: Tell,
-        prepare: Callable[[State], None] | None = None,
-    ) -> None:
-        """Have `entries` committed, and `finish` called with what became of them."""
-
-        def done(verdict: list[bool] | BaseException) -> None:
-            tell(partial(finish, verdict, tell))
-
-        self.committer.submit(Work(entries, done, prepare))
-
-    def _prepare(self, request: Request, state: State) -> None:
-        """Have at hand what the answer is if the commit leaves this state."""
-        if request.batch or not request.entries[0].scored:
+    def prepare(self, requests: Sequence[Work], state: State) -> None:
+        """Make the answers to requests for the case that their commit leaves this state."""
+        if not self._prepares:
             return
-        (event,), (entry,) = request.events, request.entries
-        known = state.models.get(entry.model)
-        request.prepared = entry, known, self._reply(event, entry, known)
+        for request in requests:
+            assert isinstance(request, Request)
+            if not request.batch and request.entries[0].scored:
+                (event,), (entry,) = request.events, request.entries
+                known = state.models.get(entry.model)
+                request.prepared = entry, known, self._reply(event, entry, known)
 
-    def _finish(self, request: Request, verdict: Any, tell: Tell) -> Response | None:
+    def finish(self, request: Request) -> Response | None:
         """The answer once the commit told its verdict."""
         try:
-            return self.answer(request, verdict)
+            return self.answer(request, request.verdict)
         except Refused as error:
-            return self.refuse(error, tell)
+            return self.refuse(error, request.tell)
         except Exception as error:
             return problem(error)
 
-    def intake(self, headers: Mapping[str, str], body: bytes) -> Request:
+    def intake(self, headers: Mapping[str, str], body: bytes, tell: Tell) -> Request:
         """Decode and evaluate a request. Raises Refused; nothing is counted yet.
 
         A batch is taken whole or refused whole; events of types that are not feedback are left
@@ -309,7 +313,7 @@ class App:
         if len(body) > self.settings.max_body:
             raise TooLarge("data", f"{len(body)} bytes; at most {self.settings.max_body} are taken")
         events, is_batch = read_events(headers, body)
-        request = Request([], [], is_batch)
+        request = Request(self, tell, [], [], is_batch)
         arrival = self.now()
         try:
             for event in events:

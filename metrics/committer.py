@@ -12,7 +12,6 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -32,15 +31,13 @@ FLUSH_ATTEMPTS = 3
 """Tries of the last flush at `close`, with a snapshot interval."""
 
 
-@dataclass(slots=True)
-class Work:
+class Work(Protocol):
     """The entries of one request: committed together, or not at all."""
 
     entries: list[Entry]
-    done: Callable[[list[bool] | BaseException], None]
-    """Told once, from the committer's thread: which entries were new, or what went wrong."""
-    prepare: Callable[[State], None] | None = None
-    """Prepares the answer for the case that the commit leaves this state."""
+
+    def done(self, verdict: list[bool] | BaseException) -> None:
+        """Told once, from the committer's thread: which entries were new, or what went wrong."""
 
 
 class Tally(Protocol):
@@ -120,7 +117,7 @@ class Committer:
             if self._interval:
                 verdicts = self._take(work)
             self._queue.append(work)
-            self._count(len(work.entries))
+            self._waiting += len(work.entries)
             if not self.gathers or self._waiting * 2 > self._max_queue:
                 self._go()
         if verdicts is not None:
@@ -137,6 +134,7 @@ class Committer:
             self._go()
 
     def _go(self) -> None:
+        self._tally.waiting(self._waiting)
         if not self._interval or self._waiting * 2 > self._max_queue:
             self._ready = True
             self._wake.notify()

@@ -251,12 +251,7 @@ class Service:
 
     def _ahead(self, works: Sequence[Work], state: State) -> None:
         """Have the answers to a commit's requests made while it waits."""
-        self._loop.call_soon_threadsafe(self._prepare, works, state)
-
-    def _prepare(self, works: Sequence[Work], state: State) -> None:
-        for work in works:
-            if work.prepare is not None:
-                work.prepare(state)
+        self._loop.call_soon_threadsafe(self._app.prepare, works, state)
 
     def _tell(self, connection: Connection, finish: Finish) -> None:
         """Have a request finished in the loop's thread: one wake-up for all of a commit's."""

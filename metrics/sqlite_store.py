@@ -56,9 +56,21 @@ from typing import Any
 
 import orjson
 
-from .counters import Labels, Number, Packed, add, decode_key, encode_key
+from .counters import Labels, Number, Packed, decode_key, encode_key
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
-from .state import TAG, Delta, Entry, Gauge, Mirror, RecordKey, State, Swap, total
+from .state import (
+    TAG,
+    Delta,
+    Entry,
+    Gauge,
+    GaugeKey,
+    Home,
+    Mirror,
+    RecordKey,
+    State,
+    Swap,
+    total,
+)
 from .store import Ahead, apply_rest, check_constants, split, with_created
 from .windows import ALL_TIME, PANES, Pane
 
@@ -153,6 +165,38 @@ INSERT INTO constants(pane, name, value) VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET value = excluded.value"""
 
 
+class Touched:
+    """What commits touched, whatever they added: the fold writes the mirror's numbers for it."""
+
+    def __init__(self) -> None:
+        self._homes: dict[Home, dict[str, set[Labels]]] = {}
+        self.gauges: dict[str, set[GaugeKey]] = {}
+        self.constants: dict[str, set[str]] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Take note of one commit."""
+        for home, vector in delta.groups.items():
+            known = self._homes.setdefault(home, {})
+            for family, cells in vector.items():
+                labels = known.setdefault(family, set())
+                if type(cells) is dict:  # an array is written as a whole
+                    labels.update(cells)
+        for model, gauges in delta.gauges.items():
+            self.gauges.setdefault(model, set()).update(gauges)
+        for model, constants in delta.constants.items():
+            self.constants.setdefault(model, set()).update(constants)
+
+    def panes(self) -> dict[tuple[str, Pane], dict[str, set[Labels]]]:
+        """The labels of touched cells by family, by model and pane."""
+        found: dict[tuple[str, Pane], dict[str, set[Labels]]] = {}
+        for (model, panes), families in self._homes.items():
+            for pane in panes:
+                known = found.setdefault((model, pane), {})
+                for family, cells in families.items():
+                    known.setdefault(family, set()).update(cells)
+        return found
+
+
 class SQLiteStore:
     """Counters in a file; several processes may hold it open and commit at once."""
 
@@ -166,6 +210,7 @@ class SQLiteStore:
         self._mirror_lock = threading.Lock()
         self._mirror = Mirror()
         self._recent: dict[bytes, int] = {}  # digests that may not be in the table yet -> commit
+        self._touched = Touched()  # by the commits that may not be in the tables yet
         self._ids: dict[tuple[str, Pane], int] = {}
         self._epoch = -1
         self._folded = 0
@@ -199,8 +244,8 @@ class SQLiteStore:
             for home, vector in delta.groups.items():
                 delta.groups[home] = self._mirror.alike(home, vector)
             sequence = self._mirror.sequence + 1
-            digests = b"".join(entry.digest for entry in new)
-            self._append(connection, sequence, now, digests, delta)
+            digests = [entry.digest for entry in new if entry.digest]
+            self._append(connection, sequence, now, b"".join(digests), delta)
             if delta.swaps:
                 _swap(connection, delta.swaps.values())
             with self._mirror.ahead():
@@ -210,7 +255,7 @@ class SQLiteStore:
                 if ahead and foreseen:
                     ahead(foreseen)
                 _patiently(connection, "COMMIT")
-            self._recent.update(dict.fromkeys(_divided(digests), sequence))
+            self._recent.update(dict.fromkeys(digests, sequence))
             self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
                 self._try_to_fold(connection, now)
@@ -385,6 +430,7 @@ class SQLiteStore:
             self._mirror.spread(home, vector)
         apply_rest(self._mirror, delta)
         self._mirror.sequence = sequence
+        self._touched.add(delta)
 
     # --- catching up -------------------------------------------------------------------------
 
@@ -407,6 +453,7 @@ class SQLiteStore:
                 self._load(connection)
                 self._epoch, self._mirror.sequence = epoch, folded
             elif folded != self._folded:
+                self._touched = Touched()  # whoever folded knew no less than this process did
                 self._recent = {
                     digest: commit for digest, commit in self._recent.items() if commit > folded
                 }
@@ -432,6 +479,7 @@ class SQLiteStore:
             vectors[id][family] = _array(orjson.loads(body))
         self._mirror.clear()
         self._recent.clear()
+        self._touched = Touched()
         self._ids.clear()
         for id, vector in vectors.items():
             self._ids[homes[id]] = id
@@ -453,6 +501,7 @@ class SQLiteStore:
         _patiently(connection, "COMMIT")
         self._folded = self._mirror.sequence
         self._recent.clear()
+        self._touched = Touched()
         (self._seen,) = connection.execute("SELECT seen FROM meta").fetchone()
 
     def _try_to_fold(self, connection: sqlite3.Connection, now: float) -> None:
@@ -465,24 +514,16 @@ class SQLiteStore:
 
     def _fold_rows(self, connection: sqlite3.Connection, now: float) -> None:
         """Write the sums that the log's rows touched, and their digests; prune the log."""
-        merged = Delta()
         fresh: dict[int, list[bytes]] = {}
-        for digests, text, time in connection.execute(
-            "SELECT digests, delta, time FROM log WHERE sequence > ?", (self._folded,)
+        for time, digests in connection.execute(
+            "SELECT time, digests FROM log WHERE sequence > ?", (self._folded,)
         ):
-            delta = _decode(text)
-            for home, vector in delta.groups.items():
-                add(merged.groups.setdefault(home, {}), vector)
-            for model, gauges in delta.gauges.items():
-                merged.gauges.setdefault(model, {}).update(gauges)
-            for model, constants in delta.constants.items():
-                merged.constants.setdefault(model, {}).update(constants)
             fresh.setdefault(time, []).extend(_divided(digests))
         remembered = 0
         for time, new in fresh.items():  # sorted, neighbours share pages
             row = (b"".join(sorted(new)), time, orjson.dumps(list(range(len(new)))).decode())
             remembered += connection.execute(_REMEMBER, row).rowcount
-        self._write(connection, merged)
+        self._write(connection)
         sequence = self._mirror.sequence
         connection.execute(
             "DELETE FROM log WHERE sequence <= ? AND time < ?", (sequence, now - RETAIN_SECONDS)
@@ -493,17 +534,20 @@ class SQLiteStore:
             (sequence, remembered),
         )
 
-    def _write(self, connection: sqlite3.Connection, merged: Delta) -> None:
-        """Write the mirror's numbers for all that `merged` touches."""
-        ids = {model: self._id(connection, model, ALL_TIME) for model in merged.gauges}
-        ids |= {model: self._id(connection, model, ALL_TIME) for model in merged.constants}
+    def _write(self, connection: sqlite3.Connection) -> None:
+        """Write the mirror's numbers for all that was touched."""
+        touched = self._touched
+        ids = {
+            model: self._id(connection, model, ALL_TIME)
+            for model in touched.gauges.keys() | touched.constants.keys()
+        }
         rows: list[tuple[int, str, Number]] = []
-        for (model, pane), touched in merged.counters.items():
+        for (model, pane), families in touched.panes().items():
             vector = self._mirror.vector(model, pane)
             if vector is None:
                 continue  # expired since
             id = self._id(connection, model, pane)
-            for family, cells in touched.items():
+            for family, cells in families.items():
                 numbers = vector[family]
                 if isinstance(numbers, Packed):
                     body = orjson.dumps(numbers.parts()).decode()
@@ -513,12 +557,12 @@ class SQLiteStore:
                 else:
                     rows += [(id, encode_key(family, labels), numbers[labels]) for labels in cells]
         connection.executemany(_SET, rows)
-        for model, gauges in merged.gauges.items():
+        for model, gauges in touched.gauges.items():
             known = self._mirror.gauges(model)
             connection.executemany(
                 _SET_GAUGE, [(ids[model], encode_key(*key), *known[key]) for key in gauges]
             )
-        for model, constants in merged.constants.items():
+        for model, constants in touched.constants.items():
             in_force = self._mirror.constants(model)
             connection.executemany(
                 _SET_CONSTANT,

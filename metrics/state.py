@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .counters import NO_LABELS, Cells, Compact, Increment, Labels, Packed, Vector, add
@@ -102,15 +102,6 @@ class Delta:
     swaps: dict[RecordKey, Swap] = field(default_factory=dict)
     dropped: list[tuple[str, Pane]] = field(default_factory=list)
     """Panes that no window reaches any more, and that are forgotten."""
-
-    @cached_property
-    def counters(self) -> dict[tuple[str, Pane], Vector]:
-        """What is added, by model and pane."""
-        counters: dict[tuple[str, Pane], Vector] = {}
-        for (model, panes), vector in self.groups.items():
-            for pane in panes:
-                add(counters.setdefault((model, pane), {}), vector)
-        return counters
 
     @property
     def models(self) -> set[str]:

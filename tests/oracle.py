@@ -19,11 +19,12 @@ import sklearn
 from sklearn import metrics as sk
 
 from metrics import payload
+from metrics.counters import Vector, add
 from metrics.errors import ConstantsDiffer
 from metrics.evaluators import Known, evaluate
 from metrics.model_settings import ModelSettings
 from metrics.scores.view import Scored, naming, score_vector, task_of, vector_of
-from metrics.state import Constants, Entry, Gauge, ModelState
+from metrics.state import Constants, Delta, Entry, Gauge, ModelState
 from metrics.store import MemoryStore, Store
 from metrics.windows import ALL_TIME, Pane, Window
 
@@ -120,6 +121,15 @@ def entry(
         evaluation.constants,
         again=lambda known: entry(rows, known, panes, digest, late),
     )
+
+
+def by_pane(delta: Delta) -> dict[tuple[str, Pane], Vector]:
+    """What a commit adds, by model and pane."""
+    found: dict[tuple[str, Pane], Vector] = {}
+    for (model, panes), vector in delta.groups.items():
+        for pane in panes:
+            add(found.setdefault((model, pane), {}), vector)
+    return found
 
 
 def commit(store: Store, entries: Sequence[Entry], now: float = 0.0) -> list[bool]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from metrics import committer as committer_module
-from metrics.committer import FLUSH_ATTEMPTS, Committer, Work
+from metrics.committer import FLUSH_ATTEMPTS, Committer
 from metrics.errors import ConstantsDiffer, Overloaded, Refused, StoreUnavailable
 from metrics.state import Constants, Entry, State
 from metrics.store import Ahead, MemoryStore
@@ -171,11 +172,19 @@ def make(store: HeldStore, tally: Tally) -> Iterator[Make]:
         each.close()
 
 
+@dataclass
+class Asked:
+    """A request."""
+
+    entries: list[Entry]
+    done: Told
+
+
 def submit(committer: Committer, *entries: str | Entry) -> Told:
     """Submit one request."""
     told = Told()
     made = [entry(each) if isinstance(each, str) else each for each in entries]
-    committer.submit(Work(made, told))
+    committer.submit(Asked(made, told))
     return told
 
 
@@ -242,7 +251,7 @@ def test_the_queue_is_bounded(make: Make, store: HeldStore, tally: Tally) -> Non
     taken = [submit(committer, "a", "b"), submit(committer, "c")]
     refused = Told()
     with pytest.raises(Overloaded, match="3 events wait"):
-        committer.submit(Work([entry("d")], refused))
+        committer.submit(Asked([entry("d")], refused))
     assert tally.queue == 3
     store.gate.set()
     assert [told.verdict for told in taken] == [[True, True], [True]]

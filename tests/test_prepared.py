@@ -49,10 +49,8 @@ def test_the_answer_is_the_one_that_was_made_ahead(app: App) -> None:
     made: list[Response] = []
 
     def ahead(works: Sequence[Work], state: State) -> None:
-        for work in works:
-            assert work.prepare is not None
-            work.prepare(state)
-            made.append(work.prepare.args[0].prepared[2])  # type: ignore[attr-defined]
+        app.prepare(works, state)
+        made.extend(work.prepared[2] for work in works)  # type: ignore[attr-defined]
 
     plain = send(app, "1")
     app.committer.ahead = ahead
@@ -68,10 +66,8 @@ def test_an_answer_for_another_state_is_not_used(app: App, late: bool) -> None:
     of_old = app.read()
 
     def ahead(works: Sequence[Work], state: State) -> None:
-        for work in works:
-            assert work.prepare is not None
-            work.prepare(state)
-            work.prepare(of_old)
+        app.prepare(works, state)
+        app.prepare(works, of_old)
 
     app.committer.ahead = ahead
     if late:

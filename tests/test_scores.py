@@ -38,6 +38,7 @@ from tests.oracle import (
     ORACLES,
     Rows,
     Stream,
+    by_pane,
     classifier,
     commit,
     differences,
@@ -553,7 +554,7 @@ def _scattered(rows: Rows, seed: int) -> tuple[ModelState, Vector]:
             knows[replica] = dict(store.read().constants(MODEL))
     for rest in pending:
         commit(store, rest)
-    sums = [total(entries).counters.get((MODEL, ALL_TIME), {}) for entries in counted]
+    sums = [by_pane(total(entries)).get((MODEL, ALL_TIME), {}) for entries in counted]
     return store.read().models[MODEL], merge(sums)
 
 

@@ -14,6 +14,7 @@ from metrics.counters import merge
 from metrics.histograms import Histograms, of
 from metrics.state import Entry, Gauge, Mirror, total
 from metrics.windows import ALL_TIME, Pane
+from tests.oracle import by_pane
 
 YOUNG = Pane(5, 10**9)
 
@@ -27,7 +28,7 @@ def entry(**increment: int) -> Entry:
 def test_total_sums_entries_by_model_and_pane() -> None:
     """Entries add up in each of their panes; duplicates count themselves and nothing else."""
     delta = total([entry(rows=1), entry(rows=2, late=1)], [entry(rows=9)])
-    assert delta.counters == {
+    assert by_pane(delta) == {
         ("m", ALL_TIME): {"rows": {(): 3}, "late": {(): 1}, "duplicates": {(): 1}},
         ("m", YOUNG): {"rows": {(): 3}, "late": {(): 1}},
     }
@@ -61,7 +62,7 @@ def test_any_batching_of_entries_has_the_same_sum(
         for batch in batches:
             again = [each for each in batch if any(each is other for other in duplicates)]
             delta = total([each for each in batch if each not in again], again)
-            for (model, pane), vector in delta.counters.items():
+            for (model, pane), vector in by_pane(delta).items():
                 mirror.add(model, pane, vector)
         return {
             (model, pane, family, labels): number
@@ -100,7 +101,7 @@ def test_total_adds_packed_cells_and_leaves_them_alone() -> None:
     entries = [Entry("m", b"", (ALL_TIME, YOUNG), {"scores": packed()}) for _ in range(3)]
     mirror = Mirror()
     for _ in range(2):
-        for (model, pane), vector in total(entries).counters.items():
+        for (model, pane), vector in by_pane(total(entries)).items():
             mirror.add(model, pane, vector)
     for pane in (ALL_TIME, YOUNG):
         assert mirror.vector("m", pane) == {"scores": {("a", "-7", "0"): 6, ("a", "5", "1"): 12}}
@@ -110,7 +111,7 @@ def test_total_adds_packed_cells_and_leaves_them_alone() -> None:
 def test_total_of_nothing_is_nothing() -> None:
     """A commit without entries writes nothing, and names no model."""
     delta = total([])
-    assert (delta.counters, delta.gauges, delta.constants, delta.models) == ({}, {}, {}, set())
+    assert (by_pane(delta), delta.gauges, delta.constants, delta.models) == ({}, {}, {}, set())
 
 
 def test_total_names_its_models_and_keeps_their_constants_apart() -> None:
