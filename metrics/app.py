@@ -42,7 +42,7 @@ from .events import (
     carried,
     format_time,
     lines_of,
-    own_headers,
+    own_lines,
     read_events,
 )
 from .joins import IDENTITY, PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
@@ -523,9 +523,9 @@ class App:
             attributes, data = self._emitted(event, entry, state)
             return Response(200, binary_headers(attributes), data)
         id = entry.digest.hex() or urandom(16).hex()
-        headers = own_headers(id, int(self.now()), event.extensions, _SHARED)
+        own = own_lines(id, int(self.now()), event.extensions, _SHARED)
         data = self._data(entry.model, entry.increment, state)
-        return Response(200, headers, data, origin.lines)
+        return Response(200, [], data, origin.lines + own)
 
     def _emitted(
         self, event: Event, entry: Entry, state: ModelState | None

@@ -254,20 +254,21 @@ def lines_of(headers: Iterable[tuple[str, str]]) -> str:
     return "".join([f"{name}: {text}\r\n" for name, text in headers])
 
 
-def own_headers(
-    id: str, time: int, extensions: Mapping[str, str], shared: Container[str]
-) -> list[tuple[str, str]]:
-    """The headers that an emitted event does not share with others of its origin.
+def own_lines(id: str, time: int, extensions: Mapping[str, str], shared: Container[str]) -> str:
+    """The headers, as they are sent, that an emitted event does not share with others.
 
     Its id, its time (epoch seconds), and the extensions it takes over that are not `shared`.
     """
-    headers = [("ce-id", id), _header("time", format_time(time))]
-    headers += [
-        _header(name, text)
-        for name, text in extensions.items()
-        if name not in shared and name[:7] != "knative"
-    ]
-    return headers
+    lines = f"ce-id: {id}\r\n{_time_line(time)}"
+    for name, text in extensions.items():
+        if name not in shared and name[:7] != "knative":
+            lines += lines_of([_header(name, text)])
+    return lines
+
+
+@lru_cache(maxsize=64)
+def _time_line(time: int) -> str:
+    return lines_of([_header("time", format_time(time))])
 
 
 def batch_body(events: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:

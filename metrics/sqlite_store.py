@@ -381,7 +381,7 @@ class SQLiteStore:
 
     def _new(self, connection: sqlite3.Connection, digests: set[bytes]) -> set[bytes]:
         """Those of `digests` that are in no commit yet."""
-        unknown = digests - self._recent.keys()
+        unknown = digests.difference(self._recent)
         return unknown.difference(digest for (digest,) in _select(connection, _SEEN, unknown))
 
     def _append(
