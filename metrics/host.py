@@ -70,8 +70,8 @@ def build_from_environment(environ: Mapping[str, str] = os.environ) -> App:
 
 def answer(app: App, context: Context) -> Response:
     """The answer to a request on parliament's one route, `GET` or `POST /`."""
-    from .app import problem
     from .pages import as_flask, front
+    from .replies import problem
 
     request = context.request
     if request.method == "GET":
@@ -106,9 +106,9 @@ def flask_app(app: App) -> Flask:
     from flask import Response
     from parliament import server
 
-    from .app import problem
     from .errors import StoreUnavailable
     from .pages import add_routes, as_flask
+    from .replies import problem
 
     flask: Flask = server.create(Function(app))
     add_routes(flask, app)

@@ -13,12 +13,13 @@ from flask import Flask, Request, Response, request
 from werkzeug.datastructures import Accept
 from werkzeug.exceptions import HTTPException
 
-from .app import MAX_DETAIL, App, problem
-from .app import Response as Answer
+from .app import App
 from .config import PROTOCOL
 from .counters import net, value
 from .errors import FeedbackMetricsError, NotFound, Refused, status_of
 from .payload import one_line
+from .replies import MAX_DETAIL, problem
+from .replies import Response as Answer
 from .scores import model_view
 from .scores.coverage import HALVES
 from .scores.view import ALL, segments_of, task_of

@@ -24,12 +24,13 @@ from urllib.parse import quote
 import uvloop
 from httptools import HttpParserInvalidURLError, parse_url
 
-from .app import App, Finish, Response, problem
+from .app import App, Finish
 from .committer import Work
 from .config import Settings
 from .errors import ConfigurationError, NotFound, StoreUnavailable, TooLarge
 from .host import build, collect_seldom
 from .http1 import PATIENCE_SECONDS, Connection, Request
+from .replies import Response, problem
 from .server_stats import ServerStats
 from .state import State
 from .workers import end_by_signal, supervise

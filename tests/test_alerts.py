@@ -27,9 +27,10 @@ from metrics.alerts import (
     status_of,
     step,
 )
-from metrics.app import App, Response
+from metrics.app import App
 from metrics.config import load
 from metrics.exposition import render
+from metrics.replies import Response
 from metrics.scores import model_view
 from metrics.store import open_store
 from tests.oracle import ORACLES

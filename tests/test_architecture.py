@@ -22,6 +22,7 @@ LAYERS = (
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"},
     {"committer", "config", "models_file", "sink", "watch", "identity"},
+    {"labels", "replies"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
     {"host", "workers"},

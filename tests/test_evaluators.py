@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.app import readable
 from metrics.bins import (
     CALIBRATION_BINS,
     RELATIVE_ERROR,
@@ -34,6 +33,7 @@ from metrics.evaluators.reward import MAX_ROUTES
 from metrics.evaluators.user_metrics import MAX_SERIES, load_class
 from metrics.model_settings import ModelSettings
 from metrics.payload import parse
+from metrics.replies import readable
 from tests.test_payload import JSON, hostile_events, is_one_short_line
 
 

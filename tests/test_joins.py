@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics import redis_store, sqlite_store
-from metrics.app import App, Response
+from metrics.app import App
 from metrics.config import load
 from metrics.counters import net
 from metrics.events import format_time
 from metrics.exposition import render
 from metrics.joins import NO_TRUTH, SCORED, Case, Half, decode, prediction_of
 from metrics.payload import parse
+from metrics.replies import Response
 from metrics.store import open_store
 from metrics.windows import Pane
 from tests.servers import RedisServer, lint_metrics
@@ -236,7 +237,7 @@ def test_redelivered_halves_count_once(function: Function) -> None:
     app = function.restart()
     again = tell(app, "r", [2, 1], id="t")
     assert (first.status, again.status) == (200, 200)
-    assert dict(first.headers)["ce-id"] == dict(again.headers)["ce-id"]
+    assert dict(first.all_headers())["ce-id"] == dict(again.all_headers())["ce-id"]
     assert predict(app, "r", ROWS, id="p").status in (200, 202)
     assert view(app)["rows"] == 2
     assert fates(app) == ({"arrived": 1, "joined": 1}, {})
@@ -527,7 +528,7 @@ def test_a_request_sent_again_counts_once(function: Function) -> None:
     app = function.start(FEEDBACK_DEDUP_BY="request")
     whole = {"truth": message([0, 0]), "response": message(ROWS)}
     first, again = (send(app, FEEDBACK, whole, requestid="r") for _ in range(2))
-    assert dict(first.headers)["ce-id"] == dict(again.headers)["ce-id"]
+    assert dict(first.all_headers())["ce-id"] == dict(again.all_headers())["ce-id"]
     assert view(app)["events"] == 1
     send(app, FEEDBACK, {**whole, "reward": 1}, requestid="r")
     send(app, FEEDBACK, whole, requestid="s")

@@ -8,10 +8,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from metrics.app import App, Response
+from metrics.app import App
 from metrics.committer import Work
 from metrics.config import load
 from metrics.host import build
+from metrics.replies import Response
 from metrics.state import State
 from tests.servers_http import FEEDBACK, feedback
 

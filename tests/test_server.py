@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from metrics.app import Response
 from metrics.http1 import Request
+from metrics.replies import Response
 from metrics.server import Service
 from tests.servers_http import ROOT, free_port, until
 

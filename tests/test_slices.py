@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from metrics.app import MAX_SEGMENT_VALUES
+from metrics.labels import MAX_SEGMENT_VALUES
 
 from .servers_http import OwnServer, attributes, feedback, message, of_model, series
 
