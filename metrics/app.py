@@ -182,6 +182,7 @@ class App:
     def post(self, headers: Mapping[str, str], body: bytes, tell: Tell) -> Response | None:
         """The answer to `POST /`, or None: then `tell` is told once how to finish it."""
         try:
+            self.committer.check()
             request = self.intake(headers, body, tell)
             if not request.entries:
                 return EMPTY

@@ -102,6 +102,11 @@ class Committer:
         """Whether the last transaction, or the last probe, succeeded. Never waits."""
         return self._healthy
 
+    def check(self) -> None:
+        """Raises Overloaded where the queue is full: what it has no room for is best not read."""
+        if self.full:
+            raise Overloaded(f"{self._waiting} events wait for a commit")
+
     def submit(self, work: Work) -> None:
         """Queue `work`; its `done` is told when the entries are durable.
 
@@ -127,6 +132,11 @@ class Committer:
     def waiting(self) -> int:
         """Entries in the queue."""
         return self._waiting
+
+    @property
+    def full(self) -> bool:
+        """Whether the queue has no room."""
+        return self._waiting >= self._max_queue
 
     def go(self) -> None:
         """Commit what is queued, as soon as the last commit is done."""

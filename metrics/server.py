@@ -244,7 +244,8 @@ class Service:
                 self._take(connection, request)
             except Exception as error:
                 connection.answer(*problem(error))
-        if arrived and self._loop.time() - self._gathered_since < GATHER_SECONDS:
+        room = not self._app.committer.full
+        if arrived and room and self._loop.time() - self._gathered_since < GATHER_SECONDS:
             self._loop.call_soon(self._look)
         else:
             self._gathering = False

@@ -40,7 +40,7 @@ def test_a_bug_is_a_500_and_the_log_has_it(where: str, caplog: pytest.LogCapture
         may_post=lambda _: True,
         post=lambda *_: Response(202, [], b""),
         settings=SimpleNamespace(max_body=10),
-        committer=SimpleNamespace(go=lambda: None),
+        committer=SimpleNamespace(go=lambda: None, full=False),
     )
     answers: list[Any] = []
     connection: Any = SimpleNamespace(answer=lambda *answer: answers.append(answer))
