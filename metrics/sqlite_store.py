@@ -255,6 +255,7 @@ class SQLiteStore:
                 if ahead and foreseen:
                     ahead(foreseen)
                 _patiently(connection, "COMMIT")
+            self._touched.add(delta)
             self._recent.update(dict.fromkeys(digests, sequence))
             self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
@@ -422,6 +423,7 @@ class SQLiteStore:
             self._mirror.drop(model, pane)
             self._ids.pop((model, pane), None)
         self._add(sequence, delta)
+        self._touched.add(delta)
         self._recent.update(dict.fromkeys(_divided(digests), sequence))
 
     def _add(self, sequence: int, delta: Delta) -> None:
@@ -430,7 +432,6 @@ class SQLiteStore:
             self._mirror.spread(home, vector)
         apply_rest(self._mirror, delta)
         self._mirror.sequence = sequence
-        self._touched.add(delta)
 
     # --- catching up -------------------------------------------------------------------------
 

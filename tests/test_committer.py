@@ -252,9 +252,13 @@ def test_the_queue_is_bounded(make: Make, store: HeldStore, tally: Tally) -> Non
     refused = Told()
     with pytest.raises(Overloaded, match="3 events wait"):
         committer.submit(Asked([entry("d")], refused))
+    assert committer.full
+    with pytest.raises(Overloaded, match="3 events wait"):
+        committer.check()  # so that nobody reads what there is no room for
     assert tally.queue == 3
     store.gate.set()
     assert [told.verdict for told in taken] == [[True, True], [True]]
+    committer.check()
     assert submit(committer, "d").verdict == [True]
     assert not refused.yet
     assert store.events() == 5

@@ -642,6 +642,7 @@ def test_what_was_foreseen_in_vain_is_never_read(shared: Backend) -> None:
     gauges = {("g", ()): Gauge(1.0, NOW)}
     batch = [
         entry(2, {"events": {(): 1}, "x": {("a",): 0.2}}, gauges=gauges, constants={"d": 2}),
+        entry(4, {"y": {("b",): 1}, "x": {("b",): 1}}),
         entry(3, model="n", panes=(ALL_TIME, Pane(5, 340000000))),
     ]
 
@@ -655,10 +656,11 @@ def test_what_was_foreseen_in_vain_is_never_read(shared: Backend) -> None:
     known = store._mirror.read().models  # type: ignore[attr-defined]
     assert known["m"][:2] == before.models["m"][:2]
     assert "n" not in known or not known["n"].panes
+    store.housekeep(NOW)  # writes nothing of it
     store.commit(batch, NOW)
     again = store.read().models
     assert again == shared.open().read().models
-    assert again["m"].all_time["x"] == {("a",): 0.1 + 0.2}
+    assert again["m"].all_time["x"] == {("a",): 0.1 + 0.2, ("b",): 1}
     assert again["m"].constants.keys() == {"c", "d", "created"}
     assert value(again["n"].all_time, "events") == 1
 
