@@ -549,14 +549,18 @@ class SQLiteStore:
                 continue  # expired since
             id = self._id(connection, model, pane)
             for family, cells in families.items():
-                numbers = vector[family]
+                numbers = vector.get(family, {})  # expired, and begun anew
                 if isinstance(numbers, Packed):
                     body = orjson.dumps(numbers.parts()).decode()
                     connection.execute(_SET_ARRAY, (id, family, body))
                     first = encode_key(family, ())[:-1]
                     connection.execute(_UNSET, (id, f"{first},", f"{first}-"))
                 else:
-                    rows += [(id, encode_key(family, labels), numbers[labels]) for labels in cells]
+                    rows += [
+                        (id, encode_key(family, labels), numbers[labels])
+                        for labels in cells
+                        if labels in numbers
+                    ]
         connection.executemany(_SET, rows)
         for model, gauges in touched.gauges.items():
             known = self._mirror.gauges(model)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from metrics import redis_store, sqlite_store
-from metrics.counters import add, merge, value
-from metrics.errors import ConfigurationError, ConstantsDiffer
+from metrics.counters import add, merge, unpack, value
+from metrics.errors import ConfigurationError, ConstantsDiffer, StoreUnavailable
 from metrics.state import TAG, Entry, Gauge, RecordKey, State, Swap
 from metrics.store import MODELS_IN_TURN, Store, open_store
 from metrics.windows import ALL_TIME, Pane, place, window
@@ -663,6 +663,51 @@ def test_what_was_foreseen_in_vain_is_never_read(shared: Backend) -> None:
     assert again["m"].all_time["x"] == {("a",): 0.1 + 0.2, ("b",): 1}
     assert again["m"].constants.keys() == {"c", "d", "created"}
     assert value(again["n"].all_time, "events") == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_commits_that_fail_ahead_add_up(shared: Backend, seed: int) -> None:
+    """Two instances, failures in between, everything tried until it succeeds: each event once."""
+    chance = random.Random(seed)
+    stores = [shared.open(), shared.open()]
+    sums: dict[tuple[str, Pane], Any] = {}
+
+    def fail(_: State) -> None:
+        if chance.random() < 0.4:
+            raise ConnectionResetError
+
+    for step in range(60):
+        batch = []
+        for at in range(chance.randrange(1, 4)):
+            cells = {
+                (str(chance.randrange(3)), str(chance.randrange(-99, 99)), chance.choice("01")): 1
+                for _ in range(chance.choice([3, 90]))
+            }
+            increment = {"events": {(): 1}, "scores": cells, chance.choice("xyz"): {(): at}}
+            panes = (ALL_TIME, Pane(60, int(NOW) // 60 - step // 5))
+            model = chance.choice("mn")
+            batch.append(entry((step, at), increment, model, panes=panes))
+            for pane in panes:
+                add(sums.setdefault((model, pane), {}), increment)
+        for _ in range(99):
+            store = chance.choice(stores)
+            try:
+                store.commit(batch, NOW, fail)
+                break
+            except (OSError, StoreUnavailable):
+                pass
+            if chance.random() < 0.2:
+                store.housekeep(NOW)
+    for store in (*stores, shared.open()):
+        store.commit([], NOW)  # readers leave a server alone for a while that failed
+        found = {
+            (model, pane): {name: dict(cells) for name, cells in unpack(vector).items()}
+            for model, state in store.read().models.items()
+            for pane, vector in state.panes.items()
+        }
+        for vector in found.values():
+            vector.pop("duplicates", None)
+        assert found == sums
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"])
