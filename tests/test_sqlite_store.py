@@ -33,6 +33,22 @@ def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
 
 
+@pytest.fixture(autouse=True)
+def close_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every connection that a test opened is closed after it, as Python 3.13 insists on."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remembered(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **more))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", remembered)
+    yield
+    for each in opened:
+        each.close()
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where a store may be."""
