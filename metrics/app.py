@@ -15,7 +15,7 @@ from functools import partial
 from hashlib import blake2b
 from os import urandom
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -120,7 +120,8 @@ class App:
         if self.joins:
             self._accepted += settings.prediction_types
         at_once = settings.sink or settings.snapshot_interval
-        self._prepares = settings.reply == "event" and not (at_once or self.watch)
+        self.prepares = settings.reply == "event" and not (at_once or self.watch)
+        """Whether answers depend on nothing but the commit, so that `prepare` may make them."""
         self.before_closing: list[Callable[[], None]] = []
         """Called in `close` when all is committed and the store can still be read."""
         self._processed = 0
@@ -213,8 +214,6 @@ class App:
 
     def prepare(self, requests: Sequence[Work], state: State) -> None:
         """Make the answers to requests for the case that their commit leaves this state."""
-        if not self._prepares:
-            return
         for request in requests:
             assert isinstance(request, Request)
             if not request.batch and request.entries[0].scored:
@@ -225,7 +224,7 @@ class App:
     def finish(self, request: Request) -> Response | None:
         """The answer once the commit told its verdict."""
         try:
-            return self.answer(request, request.verdict)
+            return self.answer(request)
         except Refused as error:
             return self.refuse(error, request.tell)
         except Exception as error:
@@ -254,9 +253,9 @@ class App:
             raise
         return request
 
-    def answer(self, request: Request, verdict: Any) -> Response:
+    def answer(self, request: Request) -> Response:
         """The answer once the commit told its verdict. Raises what that is, if it is an error."""
-        events, entries = request.events, request.entries
+        events, entries, verdict = request.events, request.entries, request.verdict
         if isinstance(verdict, BaseException):
             if isinstance(verdict, Refused):
                 verdict.model = verdict.model or entries[0].model

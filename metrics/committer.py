@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from .errors import ConstantsDiffer, Overloaded, StoreUnavailable
 from .state import Entry, RecordKey, State
-from .store import Store
+from .store import Store, unheeded
 
 logger = logging.getLogger("metrics.committer")
 
@@ -102,9 +102,12 @@ class Committer:
         """Whether the last transaction, or the last probe, succeeded. Never waits."""
         return self._healthy
 
-    def check(self) -> None:
-        """Raises Overloaded where the queue is full: what it has no room for is best not read."""
-        if self.full:
+    def check(self, more: int = 1) -> None:
+        """Raises Overloaded where the queue has no room for more: best asked before they are read.
+
+        There is always room for one request, however large.
+        """
+        if self._waiting and self._waiting + more > self._max_queue:
             raise Overloaded(f"{self._waiting} events wait for a commit")
 
     def submit(self, work: Work) -> None:
@@ -117,8 +120,7 @@ class Committer:
         with self._lock:
             if self._closing:
                 raise Overloaded("shutting down")
-            if self._waiting + len(work.entries) > self._max_queue and self._waiting:
-                raise Overloaded(f"{self._waiting} events wait for a commit")
+            self.check(len(work.entries))
             if self._interval:
                 verdicts = self._take(work)
             self._queue.append(work)
@@ -230,7 +232,7 @@ class Committer:
             entries = [entry for work in batch for entry in work.entries]
             started = clock.perf_counter()
             try:
-                ahead = partial(self.ahead, batch) if self.ahead else None
+                ahead = partial(self.ahead, batch) if self.ahead else unheeded
                 flat = self._store.commit(entries, self._now(), ahead)
             except ConstantsDiffer:
                 continue  # another writer fixed a constant first: evaluate under it

@@ -231,7 +231,11 @@ def format_time(seconds: int) -> str:
 
 def carried(extensions: Mapping[str, str]) -> dict[str, str]:
     """The extension attributes that an emitted event takes over from the one it answers."""
-    return {name: text for name, text in extensions.items() if name[:7] != "knative"}
+    return {name: text for name, text in extensions.items() if _is_carried(name)}
+
+
+def _is_carried(name: str) -> bool:
+    return name[:7] != "knative"
 
 
 def binary_headers(attributes: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -261,7 +265,7 @@ def own_lines(id: str, time: int, extensions: Mapping[str, str], shared: Contain
     """
     lines = f"ce-id: {id}\r\n{_time_line(time)}"
     for name, text in extensions.items():
-        if name not in shared and name[:7] != "knative":
+        if name not in shared and _is_carried(name):
             lines += lines_of([_header(name, text)])
     return lines
 

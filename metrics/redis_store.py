@@ -61,7 +61,16 @@ from .counters import Increment, Number, Vector, decode_key, encode_key, merge, 
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
-from .store import MODELS_IN_TURN, Ahead, apply_rest, check_constants, split, with_created
+from .store import (
+    MODELS_IN_TURN,
+    Ahead,
+    apply_rest,
+    check_constants,
+    latest,
+    split,
+    unheeded,
+    with_created,
+)
 from .windows import ALL_TIME, PANES, Pane
 
 logger = logging.getLogger("metrics.store")
@@ -159,7 +168,7 @@ class RedisStore:
 
     # --- the contract ------------------------------------------------------------------------
 
-    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Add what is new of `batch`, atomically model by model; see `store.Store.commit`.
 
         Where it raises StoreUnavailable any of the batch may be counted; what is, is a duplicate
@@ -186,11 +195,7 @@ class RedisStore:
                 pass
             finally:
                 self._lock.release()
-        known = self._mirror.latest  # whoever changes the mirror lets go of it first
-        if known is not None:
-            return known
-        with self._mirror_lock:
-            return self._mirror.read()
+        return latest(self._mirror, self._mirror_lock)
 
     def find(
         self, keys: Collection[RecordKey], digests: Collection[bytes]
@@ -327,7 +332,7 @@ class RedisStore:
 
     # --- one commit --------------------------------------------------------------------------
 
-    def _commit(self, shares: list[Share], now: float, ahead: Ahead | None) -> list[bool]:
+    def _commit(self, shares: list[Share], now: float, ahead: Ahead) -> list[bool]:
         """Commit every share; the verdicts in the order of the batch."""
         if len(shares) > 1:
             self._claim(shares, now)
@@ -363,7 +368,7 @@ class RedisStore:
         raise _contended()
 
     def _send(
-        self, shares: Sequence[Share], now: float, begun: bool, ahead: Ahead | None = None
+        self, shares: Sequence[Share], now: float, begun: bool, ahead: Ahead = unheeded
     ) -> list[Share]:
         """Send every share; returns those that must be sent again.
 
@@ -452,9 +457,7 @@ class RedisStore:
         ]
         return run(COMMIT, keys, b"".join(share.digests), orjson.dumps(arguments), *swaps)
 
-    def _exchange(
-        self, shares: Sequence[Share], calls: Sequence[Call], ahead: Ahead | None
-    ) -> list[Any]:
+    def _exchange(self, shares: Sequence[Share], calls: Sequence[Call], ahead: Ahead) -> list[Any]:
         """The replies to the calls of `shares`; those that were committed are in the mirror.
 
         They are taken into it while the server works. Where other replicas committed in between,
@@ -465,9 +468,8 @@ class RedisStore:
             with self._mirror_lock:
                 for share in shares:
                     self._add(share)
-                foreseen = self._mirror.foreseen() if ahead else None
-            if ahead and foreseen:
-                ahead(foreseen)
+                foreseen = self._mirror.foreseen()
+            ahead(foreseen)
 
         with self._mirror.ahead():
             replies = self._link.exchange(calls, durable=True, meanwhile=foresee)

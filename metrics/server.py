@@ -110,7 +110,8 @@ class Service:
         """Serve until `stopped`; return when all is answered, committed and closed."""
         self._loop = loop = asyncio.get_running_loop()
         self._app.committer.gathers = True
-        self._app.committer.ahead = self._ahead
+        if self._app.prepares:
+            self._app.committer.ahead = self._ahead
         listener.setblocking(False)
         listener.listen(BACKLOG)
         loop.add_reader(listener, self._accept, listener)

@@ -71,7 +71,7 @@ from .state import (
     Swap,
     total,
 )
-from .store import Ahead, apply_rest, check_constants, split, with_created
+from .store import Ahead, apply_rest, check_constants, latest, split, unheeded, with_created
 from .windows import ALL_TIME, PANES, Pane
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
@@ -230,7 +230,7 @@ class SQLiteStore:
 
     # --- the contract ------------------------------------------------------------------------
 
-    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically and durably add what is new of `batch`; see `store.Store.commit`."""
         with self._lock, self._guard():
             connection = self._open()
@@ -251,9 +251,8 @@ class SQLiteStore:
             with self._mirror.ahead():
                 with self._mirror_lock:
                     self._add(sequence, delta)
-                    foreseen = self._mirror.foreseen() if ahead else None
-                if ahead and foreseen:
-                    ahead(foreseen)
+                    foreseen = self._mirror.foreseen()
+                ahead(foreseen)
                 _patiently(connection, "COMMIT")
             self._touched.add(delta)
             self._recent.update(dict.fromkeys(digests, sequence))
@@ -277,11 +276,7 @@ class SQLiteStore:
                 pass
             finally:
                 self._lock.release()
-        known = self._mirror.latest  # whoever changes the mirror lets go of it first
-        if known is not None:
-            return known
-        with self._mirror_lock:
-            return self._mirror.read()
+        return latest(self._mirror, self._mirror_lock)
 
     def find(
         self, keys: Collection[RecordKey], digests: Collection[bytes]

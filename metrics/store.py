@@ -25,10 +25,14 @@ Ahead = Callable[[State], None]
 """Is told what `read` will give if a commit succeeds that is about to wait for that."""
 
 
+def unheeded(_: State) -> None:
+    """What `ahead` is for those who need not know."""
+
+
 class Store(Protocol):
     """Where counters are durable. Two processes may hold the same store open at once."""
 
-    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically and durably add what is new of `batch`; tells which entries were new.
 
         An entry whose digest is known, or stands earlier in the batch, adds one to its model's
@@ -119,7 +123,7 @@ class MemoryStore:
         self._records: dict[RecordKey, bytes] = {}
         self._held = 0
 
-    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically add what is new of `batch`; durable for as long as the process lives."""
         with self._lock:
             fresh = {entry.digest for entry in batch if entry.digest not in self._seen}
@@ -188,6 +192,15 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def latest(mirror: Mirror, lock: threading.Lock) -> State:
+    """What may be read of a mirror that changes under `lock`; waits only where it has changed."""
+    known = mirror.latest  # whoever changes the mirror lets go of it first
+    if known is not None:
+        return known
+    with lock:
+        return mirror.read()
 
 
 def apply_rest(mirror: Mirror, delta: Delta) -> None:

@@ -14,7 +14,7 @@ from metrics import committer as committer_module
 from metrics.committer import FLUSH_ATTEMPTS, Committer
 from metrics.errors import ConstantsDiffer, Overloaded, Refused, StoreUnavailable
 from metrics.state import Constants, Entry, State
-from metrics.store import Ahead, MemoryStore
+from metrics.store import Ahead, MemoryStore, unheeded
 from metrics.windows import ALL_TIME
 from tests.servers_http import until
 
@@ -41,7 +41,7 @@ class HeldStore:
         self.housekept = 0
         self.on_housekeep: Callable[[], None] = lambda: None
 
-    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead | None = None) -> list[bool]:
+    def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Commit, as told."""
         if batch:
             self.batches.append([entry.digest.decode() for entry in batch])
