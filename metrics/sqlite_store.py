@@ -36,7 +36,8 @@ Format, version 2 (PRAGMA user_version; application_id marks the file as ours):
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
 know. All processes so add the same numbers in the same order, and the fold writes the sums they
 all have: memory and file are equal to the bit. Readers ask `PRAGMA data_version`. Rows stay in the
-log for RETAIN_SECONDS after their fold; who looks less often than that reads the tables anew.
+log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their order, so
+that the log never has a gap. A process that looks less often than that reads the tables anew.
 
 The journal is a write-ahead log on a local or block file system, and a rollback journal on a
 network file system, where processes cannot share the log's memory; `?journal=` decides otherwise.
@@ -49,6 +50,7 @@ import random
 import sqlite3
 import threading
 import time as clock
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -214,6 +216,8 @@ class SQLiteStore:
         self._ids: dict[tuple[str, Pane], int] = {}
         self._epoch = -1
         self._folded = 0
+        self._folds: deque[tuple[float, int]] = deque()
+        """When, by the monotonic clock, this process folded up to which commit."""
         self._seen = 0
         self._data_version = -1
         self._looked = 0.0
@@ -258,7 +262,7 @@ class SQLiteStore:
             self._recent.update(dict.fromkeys(digests, sequence))
             self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
-                self._try_to_fold(connection, now)
+                self._try_to_fold(connection)
             return verdicts
 
     def read(self) -> State:
@@ -315,7 +319,7 @@ class SQLiteStore:
         with self._lock, self._guard():
             connection = self._open()
             begin, end = self._stretch(now)
-            self._fold(connection, now)
+            self._fold(connection)
             _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
             purged = sum(
@@ -345,10 +349,10 @@ class SQLiteStore:
         """Forget all of one model but its digests; other processes notice by the epoch."""
         with self._lock, self._guard():
             connection = self._open()
-            self._fold(connection, clock.time())
+            self._fold(connection)
             _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
-            self._fold_rows(connection, clock.time())
+            self._fold_rows(connection)
             ids = connection.execute("SELECT id FROM panes WHERE model = ?", (model,)).fetchall()
             for table in ("counters", "arrays", "gauges", "constants"):
                 connection.executemany(f"DELETE FROM {table} WHERE pane = ?", ids)
@@ -364,7 +368,7 @@ class SQLiteStore:
         with self._lock:
             if self._connection is None:
                 return
-            self._try_to_fold(self._connection, clock.time())
+            self._try_to_fold(self._connection)
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -454,11 +458,23 @@ class SQLiteStore:
                     digest: commit for digest, commit in self._recent.items() if commit > folded
                 }
             self._folded, self._seen = folded, seen
-            for row in connection.execute(
-                "SELECT sequence, digests, delta FROM log WHERE sequence > ? ORDER BY sequence",
-                (self._mirror.sequence,),
-            ):
-                self._apply(row[0], row[1], _decode(row[2]))
+            if self._replay(connection) < sequence:
+                self._load(connection)
+                self._mirror.sequence = folded
+                if self._replay(connection) < sequence:
+                    self._epoch = -1  # nothing is to be added to what was read so far
+                    raise StoreUnavailable("corrupt", f"{self._path}: its log has a gap")
+
+    def _replay(self, connection: sqlite3.Connection) -> int:
+        """Apply the log's rows that the mirror lacks, up to a gap; the number of the last."""
+        for sequence, digests, delta in connection.execute(
+            "SELECT sequence, digests, delta FROM log WHERE sequence > ? ORDER BY sequence",
+            (self._mirror.sequence,),
+        ):
+            if sequence != self._mirror.sequence + 1:
+                break
+            self._apply(sequence, digests, _decode(delta))
+        return self._mirror.sequence
 
     def _load(self, connection: sqlite3.Connection) -> None:
         """Forget everything and take the tables, which are as of the last fold."""
@@ -475,6 +491,7 @@ class SQLiteStore:
             vectors[id][family] = _array(orjson.loads(body))
         self._mirror.clear()
         self._recent.clear()
+        self._folds.clear()
         self._touched = Touched()
         self._ids.clear()
         for id, vector in vectors.items():
@@ -487,28 +504,28 @@ class SQLiteStore:
 
     # --- the fold ----------------------------------------------------------------------------
 
-    def _fold(self, connection: sqlite3.Connection, now: float) -> None:
+    def _fold(self, connection: sqlite3.Connection) -> None:
         """Bring the log into the tables, in a transaction of its own; nothing where it is short."""
         if self._mirror.sequence == self._folded:
             return
         _patiently(connection, "BEGIN IMMEDIATE")
         self._catch_up(connection)
-        self._fold_rows(connection, now)
+        self._fold_rows(connection)
         _patiently(connection, "COMMIT")
         self._folded = self._mirror.sequence
         self._recent.clear()
         self._touched = Touched()
         (self._seen,) = connection.execute("SELECT seen FROM meta").fetchone()
 
-    def _try_to_fold(self, connection: sqlite3.Connection, now: float) -> None:
+    def _try_to_fold(self, connection: sqlite3.Connection) -> None:
         """Fold, or leave it to the next one: the log is as durable as the tables."""
         try:
             with self._guard():
-                self._fold(connection, now)
+                self._fold(connection)
         except StoreUnavailable:
             pass
 
-    def _fold_rows(self, connection: sqlite3.Connection, now: float) -> None:
+    def _fold_rows(self, connection: sqlite3.Connection) -> None:
         """Write the sums that the log's rows touched, and their digests; prune the log."""
         fresh: dict[int, list[bytes]] = {}
         for time, digests in connection.execute(
@@ -521,14 +538,21 @@ class SQLiteStore:
             remembered += connection.execute(_REMEMBER, row).rowcount
         self._write(connection)
         sequence = self._mirror.sequence
+        pruned = min(self._old_fold(), sequence)
+        connection.execute("DELETE FROM log WHERE sequence <= ?", (pruned,))
         connection.execute(
-            "DELETE FROM log WHERE sequence <= ? AND time < ?", (sequence, now - RETAIN_SECONDS)
+            "UPDATE meta SET folded = ?, seen = seen + ?, pruned = max(pruned, ?)",
+            (sequence, remembered, pruned),
         )
-        connection.execute(
-            "UPDATE meta SET folded = ?1, seen = seen + ?2, "
-            "pruned = coalesce((SELECT min(sequence) FROM log) - 1, ?1)",
-            (sequence, remembered),
-        )
+
+    def _old_fold(self) -> int:
+        """The last commit of this process's last fold that is RETAIN_SECONDS old; 0 for none."""
+        now = clock.monotonic()
+        self._folds.append((now, self._mirror.sequence))
+        while len(self._folds) > 1 and self._folds[1][0] <= now - RETAIN_SECONDS:
+            self._folds.popleft()
+        began, sequence = self._folds[0]
+        return sequence if began <= now - RETAIN_SECONDS else 0
 
     def _write(self, connection: sqlite3.Connection) -> None:
         """Write the mirror's numbers for all that was touched."""

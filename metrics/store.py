@@ -171,13 +171,12 @@ class MemoryStore:
         """Forget expired panes, and up to 1000 digests past their time."""
         with self._lock:
             self._mirror.expire(now, self._mirror.in_turn(MODELS_IN_TURN))
-            old: list[bytes] = []
-            for digest, time in self._seen.items():  # oldest first: dicts keep insertion order
-                if time > now - self._ttl or len(old) == 1000:
+            for digest, time in list(islice(self._seen.items(), 1000)):  # the oldest come first
+                if now - self._ttl < time <= now:
                     break
-                old.append(digest)
-            for digest in old:
                 del self._seen[digest]
+                if time > now:  # the clock was set back
+                    self._seen[digest] = now
 
     def seen(self) -> int:
         """How many digests are remembered."""

@@ -301,6 +301,79 @@ def test_identity_of_panes(path: Path) -> None:
         assert events(store) == (2, 0)
 
 
+@pytest.mark.parametrize("step", [-3600, 0, 3600])
+def test_a_clock_that_is_set_while_another_process_lags(
+    path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lags finds every commit in the log, or reads the tables anew; nothing is lost."""
+    monkeypatch.setattr(sqlite_store, "RETAIN_SECONDS", -60)
+    one, other = SQLiteStore(str(path), TTL), SQLiteStore(str(path), TTL)
+    one.commit(entries(*range(100)), NOW)
+    other.commit(entries(*range(100, 150)), NOW)
+    for id in range(150, 160):
+        one.commit(entries(id), NOW + step)
+        one.housekeep(NOW + step + 1)
+    assert other.commit(entries(160), NOW + step + 2) == [True]
+    other.housekeep(NOW + step + 3)
+    for store in (one, other, SQLiteStore(str(path), TTL)):
+        assert events(store) == (161, 0)
+
+
+def test_only_a_prefix_of_the_log_goes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the times in it are ordered; `pruned` is the last that went."""
+    store = SQLiteStore(str(path), TTL)
+    chance = random.Random(28)
+    for id in range(60):
+        now = NOW + chance.choice([-86400, -20, 0, 20, 86400])
+        store.commit(entries(id), now)
+        if id % 3 == 0:
+            monkeypatch.setattr(sqlite_store, "RETAIN_SECONDS", chance.choice([-1, 5]))
+            store.housekeep(now)
+        left = [row for (row,) in connection(store).execute("SELECT sequence FROM log")]
+        (pruned,) = connection(store).execute("SELECT pruned FROM meta").fetchone()
+        assert left == list(range(pruned + 1, store.read().sequence + 1))
+    assert pruned > 0
+
+
+def test_the_log_is_kept_for_those_who_look_often_enough(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that jumps does not shorten the time in which others can read a commit."""
+    one, other = SQLiteStore(str(path), TTL), SQLiteStore(str(path), TTL)
+    one.commit(entries(1), NOW)
+    assert events(other) == (1, 0)
+    loads: list[object] = []
+    monkeypatch.setattr(other, "_load", loads.append)
+    one.commit(entries(2), NOW)
+    one.housekeep(NOW + 86400)
+    one.commit(entries(3), NOW + 86400)
+    one.housekeep(NOW + 2 * 86400)
+    assert events(other) == (3, 0)
+    assert loads == []
+
+
+def test_a_log_with_a_gap_is_not_added_up(path: Path) -> None:
+    """A commit that is missing in the log is read from the tables; where it is in neither, no
+    commit is made on top of that.
+    """
+    one, other = SQLiteStore(str(path), TTL), SQLiteStore(str(path), TTL)
+    for id in range(3):
+        one.commit(entries(id), NOW)
+    one.housekeep(NOW)
+    one.commit(entries(3), NOW)
+    with sqlite3.connect(path) as hand:
+        hand.execute("DELETE FROM log WHERE sequence = 2")
+    hand.close()
+    assert events(other) == (4, 0)
+    one.commit(entries(4, 5), NOW)
+    one.commit(entries(6), NOW)
+    with sqlite3.connect(path) as hand:
+        hand.execute("DELETE FROM log WHERE sequence = 5")
+    hand.close()
+    assert kind(other, entries(7)) == "corrupt"
+    assert events(other) == (4, 0)
+
+
 @pytest.mark.parametrize("ttl", [1, 30, 600, 86400])
 def test_sweep_reaches_every_digest(path: Path, ttl: int) -> None:
     """Within two passes, of two hundred calls or one a second, all old digests are gone."""

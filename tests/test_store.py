@@ -239,6 +239,16 @@ def test_digests_are_forgotten(backend: Backend) -> None:
     assert store.commit([entry(1)], NOW + 2 * TTL) == [True]
 
 
+def test_a_digest_of_the_future_keeps_no_others(backend: Backend) -> None:
+    """What was committed while the clock was ahead does not keep what is committed later."""
+    store = backend.open()
+    store.commit([entry("ahead")], NOW + 100 * TTL)
+    store.commit([entry(id) for id in range(50)], NOW)
+    for second in range(2 * TTL):
+        store.housekeep(NOW + second)
+    assert store.seen() <= 1
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_any_partition_and_order(shared: Backend, seed: int) -> None:
     """However entries are cut into batches and spread over instances, integers come out equal."""
