@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from .background import report
 from .committer import Committer, Work
 from .config import KSERVE_PREDICTION_TYPE, Settings
 from .errors import ConfigurationError, Refused, TooLarge, Unavailable
@@ -95,8 +96,10 @@ class App:
             load_class(settings.task)
         if settings.corrections and not settings.join_ttl:
             raise ConfigurationError("FEEDBACK_CORRECTIONS: needs FEEDBACK_JOIN_TTL")
-        self.models = ModelsFile(settings.models_file, settings.model_settings())
         self.stats = stats or ServerStats()
+        self.models = ModelsFile(
+            settings.models_file, settings.model_settings(), self.stats.unforeseen
+        )
         self.now = now
         self.labels = LabelsInUse(store, settings.max_models)
         self.replies = Replies(settings, store, self.models, now)
@@ -219,16 +222,30 @@ class App:
             if not request.batch and request.entries[0].scored:
                 (event,), (entry,) = request.events, request.entries
                 known = state.models.get(entry.model)
-                request.prepared = entry, known, self.replies.reply(event, entry, known)
+                try:
+                    request.prepared = entry, known, self.replies.reply(event, entry, known)
+                except Exception as error:
+                    report("reply", error, self.stats.unforeseen)
 
     def finish(self, request: Request) -> Response | None:
-        """The answer once the commit told its verdict."""
+        """The answer once the commit told its verdict.
+
+        What is counted is never answered with an error that has its sender try again for ever:
+        where its reply cannot be made the answer is an empty 202.
+        """
+        verdict = request.verdict
+        if isinstance(verdict, Refused):
+            verdict.model = verdict.model or request.entries[0].model
+            return self.refuse(verdict, request.tell)
+        if isinstance(verdict, BaseException):
+            return problem(verdict)
         try:
-            return self.answer(request)
-        except Refused as error:
-            return self.refuse(error, request.tell)
-        except Exception as error:
+            return self.answer(request, verdict)
+        except Unavailable as error:
             return problem(error)
+        except Exception as error:
+            report("reply", error, self.stats.unforeseen)
+            return EMPTY
 
     def intake(self, headers: Mapping[str, str], body: bytes, tell: Tell) -> Request:
         """Decode and evaluate a request. Raises Refused; nothing is counted yet.
@@ -253,13 +270,9 @@ class App:
             raise
         return request
 
-    def answer(self, request: Request) -> Response:
-        """The answer once the commit told its verdict. Raises what that is, if it is an error."""
-        events, entries, verdict = request.events, request.entries, request.verdict
-        if isinstance(verdict, BaseException):
-            if isinstance(verdict, Refused):
-                verdict.model = verdict.model or entries[0].model
-            raise verdict
+    def answer(self, request: Request, verdict: Sequence[bool]) -> Response:
+        """The answer to what is committed; `verdict` tells which entries were new."""
+        events, entries = request.events, request.entries
         self._log_processing(len(entries))
         if self.sink is not None:
             for event, entry, new in zip(events, entries, verdict, strict=True):

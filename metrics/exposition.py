@@ -432,6 +432,14 @@ def _add_server(families: _Families, app: App) -> None:
             number,
             stats.started,
         )
+    for part, number in stats.internal_errors().items():
+        families.counter(
+            "feedback_internal_errors",
+            "Unforeseen errors that were logged and survived, by part of the program.",
+            {"part": part},
+            number,
+            stats.started,
+        )
     if app.sink is not None:
         for outcome, number in stats.sink_events().items():
             families.counter(

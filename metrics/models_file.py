@@ -28,6 +28,7 @@ from math import isfinite
 from typing import Any, NoReturn
 
 from .alerts import SCORES, Rule
+from .background import Count, report
 from .errors import ConfigurationError
 from .evaluators.user_metrics import load_class
 from .model_settings import ModelSettings
@@ -42,8 +43,9 @@ RELOAD_SECONDS = 1.0
 class ModelsFile:
     """The settings of each model; without a file, the defaults for all."""
 
-    def __init__(self, path: str, defaults: ModelSettings) -> None:
+    def __init__(self, path: str, defaults: ModelSettings, count: Count | None = None) -> None:
         self._path = path
+        self._count = count
         self._defaults = defaults
         self._lock = threading.Lock()
         self._looked = clock.monotonic()
@@ -83,6 +85,8 @@ class ModelsFile:
             logger.info("%s read again", self._path)
         except ConfigurationError as error:
             logger.error("%s; the version before stays in force", error)
+        except Exception as error:  # a bug: events are evaluated as before
+            report("models", error, self._count)
         finally:
             self._lock.release()
 
@@ -99,7 +103,10 @@ class ModelsFile:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"FEEDBACK_MODELS: {self._path}: {error}") from None
-        return _parse(text, self._path, self._defaults)
+        try:
+            return _parse(text, self._path, self._defaults)
+        except RecursionError:
+            raise ConfigurationError(f"FEEDBACK_MODELS: {self._path}: nested too deeply") from None
 
 
 def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,6 @@ it answers has added. Its id follows from that event's, so that a redelivery get
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from os import urandom
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from .background import report
 from .config import Settings
 from .counters import Compact, Increment, merge
 from .errors import Refused, Unauthorized, Unavailable, status_of
@@ -35,8 +35,6 @@ from .scores import model_view
 from .state import Entry, ModelState
 from .store import Store
 from .watch import Alert
-
-logger = logging.getLogger("metrics.replies")
 
 MAX_DETAIL = 160
 """Characters of a problem's reason. With its quotes and non-ASCII the body stays below 768 bytes,
@@ -228,7 +226,7 @@ def problem(error: BaseException) -> Response:
     status, title = status_of(error)
     headers = [("content-type", "application/problem+json")]
     if status == 500:
-        logger.error("unforeseen", exc_info=error)
+        report("a request", error)
         detail = "internal error; the log has more"
     else:
         detail = one_line(str(error), MAX_DETAIL)
@@ -244,7 +242,11 @@ def problem(error: BaseException) -> Response:
 
 
 def readable(increment: Increment | Compact) -> dict[str, Any]:
-    """An increment as JSON: a number, or objects nested by label; histograms are left out."""
+    """An increment as JSON: a number, or objects nested by label; histograms are left out.
+
+    Where labels have a number and further labels after them, as a user's metric with and without
+    tags has, the number stands under the empty text in their object.
+    """
     if isinstance(increment, Compact):
         return increment.shown()
     readable: dict[str, Any] = {}
@@ -252,13 +254,15 @@ def readable(increment: Increment | Compact) -> dict[str, Any]:
         if family in _HIDDEN:
             continue
         for labels, value in cells.items():
-            if not labels:
-                readable[family] = value
-                continue
-            at = readable.setdefault(family, {})
-            if not isinstance(at, dict):
-                at = readable[family] = {"": at}
-            for label in labels[:-1]:
-                at = at.setdefault(label, {})
-            at[labels[-1]] = value
+            at, last = readable, family
+            for label in labels:
+                below = at.setdefault(last, {})
+                if not isinstance(below, dict):
+                    below = at[last] = {"": below}
+                at, last = below, label
+            below = at.get(last)
+            if isinstance(below, dict):
+                below[""] = value
+            else:
+                at[last] = value
     return readable

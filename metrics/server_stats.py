@@ -27,6 +27,8 @@ ERROR_KINDS = (
 )
 SINK_OUTCOMES = ("sent", "failed", "superseded", "dropped")
 PUSH_OUTCOMES = ("pushed", "failed")
+PARTS = ("committer", "sink", "pushgateway", "models", "reply", "other")
+"""Parts of the program whose unforeseen errors are counted."""
 
 _COMMIT = 1
 _COMMIT_SUM = _COMMIT + len(COMMIT_BUCKETS) + 1
@@ -35,7 +37,8 @@ _BATCH_SUM = _BATCH + len(BATCH_BUCKETS) + 1
 _ERRORS = _BATCH_SUM + 1
 _SUNK = _ERRORS + len(ERROR_KINDS)
 _PUSHED = _SUNK + len(SINK_OUTCOMES)
-_WAITING = _PUSHED + len(PUSH_OUTCOMES)
+_UNFORESEEN = _PUSHED + len(PUSH_OUTCOMES)
+_WAITING = _UNFORESEEN + len(PARTS)
 _WIDTH = _WAITING + 1
 
 
@@ -88,6 +91,11 @@ class ServerStats:
         """Count a push to the Pushgateway by what became of it."""
         self._cells[self._row + _PUSHED + PUSH_OUTCOMES.index(outcome)] += 1
 
+    def unforeseen(self, part: str) -> None:
+        """Count an error that nobody foresaw, and that a part of the program survived."""
+        part = part if part in PARTS else "other"
+        self._cells[self._row + _UNFORESEEN + PARTS.index(part)] += 1
+
     def waiting(self, entries: int) -> None:
         """Note how many entries wait for a commit in this process."""
         self._cells[self._row + _WAITING] = entries
@@ -111,6 +119,10 @@ class ServerStats:
     def pushes(self) -> dict[str, float]:
         """Pushes to the Pushgateway by what became of them."""
         return {outcome: self._sum(_PUSHED + at) for at, outcome in enumerate(PUSH_OUTCOMES)}
+
+    def internal_errors(self) -> dict[str, float]:
+        """Unforeseen errors by the part of the program that survived them."""
+        return {part: self._sum(_UNFORESEEN + at) for at, part in enumerate(PARTS)}
 
     def commits(self) -> float:
         """Transactions that succeeded."""

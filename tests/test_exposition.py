@@ -148,7 +148,7 @@ def test_a_name_that_two_models_use_for_two_kinds_is_exposed_once() -> None:
 LABELS = {
     *exposition.MODEL_LABELS,
     *("outcome", "class", "truth", "prediction", "score", "window", "segment", "route", "output"),
-    *("le", "kind", "version", "tag"),
+    *("le", "kind", "part", "version", "tag"),
     *("model_image", "model_version", "predictor_version", "image_name", "image_version"),
     *("seldon_deployment_name", "seldon_deployment_namespace", "method"),
 }
