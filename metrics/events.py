@@ -226,6 +226,14 @@ def format_time(seconds: int) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
+def shown_time(seconds: float) -> str | None:
+    """`format_time`; None for what is no time that a calendar has."""
+    try:
+        return format_time(int(seconds))
+    except (ValueError, OverflowError, OSError, TypeError):
+        return None
+
+
 # --- out --------------------------------------------------------------------------------------
 
 

@@ -59,12 +59,18 @@ class FeedbackCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """All families as of now."""
+        """All families as of now; models whose state cannot be shown are left out."""
+        app, now = self._app, self._app.now()
+
+        def render(model: str, state: ModelState) -> _Families:
+            own = _Families(self._created)
+            _add_model(own, app, model, state, now)
+            return own
+
         families = _Families(self._created)
-        now = self._app.now()
-        for model, state in sorted(self._app.read().models.items()):
-            _add_model(families, self._app, model, state, now)
-        _add_server(families, self._app)
+        for _, own in app.isolation.each(sorted(app.read().models.items()), render):
+            families.merge(own)
+        _add_server(families, app)
         yield from families
 
 
@@ -95,6 +101,13 @@ class _Families:
         if family is None:
             family = self._families[name] = Metric(name, help, kind)
         return family if family.type == kind else None
+
+    def merge(self, others: Iterable[Metric]) -> None:
+        """Add the samples of other families; one of another kind than its namesake is left out."""
+        for other in others:
+            family = self.family(other.name, other.documentation, other.type)
+            if family is not None:
+                family.samples += other.samples
 
     def counter(
         self, name: str, help: str, labels: dict[str, str], number: Number, created: float
@@ -457,6 +470,13 @@ def _add_server(families: _Families, app: App) -> None:
         getattr(app.store, "losses", 0),
         stats.started,
     )
+    families.counter(
+        "feedback_models_unavailable",
+        "Answers that a model was left out of, since its stored state cannot be read.",
+        {},
+        stats.omissions(),
+        stats.started,
+    )
     families.gauge(
         "feedback_seen_ids", "Event ids remembered for deduplication.", {}, app.store.seen()
     )
@@ -484,7 +504,8 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
     states = app.read().models
     for gone in known.keys() - states.keys():
         known.pop(gone, None)  # another thread may have been first
-    for model, state in sorted(states.items()):
+
+    def of_model(model: str, state: ModelState) -> _Blocks:
         settings = app.models.of(model)
         panes = tuple(int(now // window.width) for window in settings.windows)
         entry = known.get(model)
@@ -492,7 +513,10 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
             families = _Families(created)
             _add_model(families, app, model, state, now)
             entry = known[model] = (state, settings, panes, _blocks(encode(_Part(families))))
-        _append(blocks, taken, entry[3])
+        return entry[3]
+
+    for _, found in app.isolation.each(sorted(states.items()), of_model):
+        _append(blocks, taken, found)
     families = _Families(created)
     _add_server(families, app)
     _append(blocks, taken, _blocks(encode(_Part(families))))

@@ -35,7 +35,8 @@ _BATCH_SUM = _BATCH + len(BATCH_BUCKETS) + 1
 _ERRORS = _BATCH_SUM + 1
 _SUNK = _ERRORS + len(ERROR_KINDS)
 _PUSHED = _SUNK + len(SINK_OUTCOMES)
-_WAITING = _PUSHED + len(PUSH_OUTCOMES)
+_OMITTED = _PUSHED + len(PUSH_OUTCOMES)
+_WAITING = _OMITTED + 1
 _WIDTH = _WAITING + 1
 
 
@@ -88,6 +89,10 @@ class ServerStats:
         """Count a push to the Pushgateway by what became of it."""
         self._cells[self._row + _PUSHED + PUSH_OUTCOMES.index(outcome)] += 1
 
+    def omitted(self) -> None:
+        """Count an answer that a model was left out of, since its state cannot be read."""
+        self._cells[self._row + _OMITTED] += 1
+
     def waiting(self, entries: int) -> None:
         """Note how many entries wait for a commit in this process."""
         self._cells[self._row + _WAITING] = entries
@@ -111,6 +116,10 @@ class ServerStats:
     def pushes(self) -> dict[str, float]:
         """Pushes to the Pushgateway by what became of them."""
         return {outcome: self._sum(_PUSHED + at) for at, outcome in enumerate(PUSH_OUTCOMES)}
+
+    def omissions(self) -> float:
+        """Answers that a model was left out of."""
+        return self._sum(_OMITTED)
 
     def commits(self) -> float:
         """Transactions that succeeded."""

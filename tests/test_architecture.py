@@ -20,7 +20,7 @@ LAYERS = (
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
-    {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"},
+    {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats", "isolation"},
     {"committer", "config", "models_file", "sink", "watch", "identity"},
     {"labels", "replies"},
     {"app"},
