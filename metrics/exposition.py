@@ -6,6 +6,7 @@ rule, in which a correct multiclass row is also a true negative of its own class
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -495,10 +496,10 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
     The same text as client_python makes of `FeedbackCollector`. Each model is encoded by itself
     and kept until it changes, so that a scrape costs what has changed and not what there is.
     """
-    encode, content_type = choose_encoder(accept)
-    created = "openmetrics" in content_type
+    created = prefers_openmetrics(accept)
+    encode, content_type = choose_encoder(OPENMETRICS if created else "")
     now = app.now()
-    known = _encoded.setdefault(app, {}).setdefault(content_type, {})
+    known = _encoded.setdefault(app, {}).setdefault(created, {})
     blocks: dict[bytes, list[bytes]] = {}  # HELP and TYPE of a family -> samples
     taken: set[bytes] = set()
     states = app.read().models
@@ -528,8 +529,32 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
 
 _Blocks = list[tuple[bytes, bytes]]
 _encoded: WeakKeyDictionary[
-    App, dict[str, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], _Blocks]]]
+    App, dict[bool, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], _Blocks]]]
 ] = WeakKeyDictionary()
+"""What is kept, by format: there are two, whatever versions and parameters clients ask for."""
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+_VERSION = re.compile(r"1\.[0-9]{1,3}(\.[0-9]{1,3})?")
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header asks for OpenMetrics 1.x at least as much as for plain text."""
+    most = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for accepted in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in accepted.split(";"))
+        if kind not in most:
+            continue
+        said = dict(each.split("=", 1) for each in parameters if "=" in each)
+        if kind != "text/plain" and not _VERSION.fullmatch(said.get("version", "1.0.0")):
+            continue
+        try:
+            quality = float(said.get("q", 1.0))
+        except ValueError:
+            continue
+        most[kind] = max(most[kind], quality)
+    return most["application/openmetrics-text"] > 0.0 and (
+        most["application/openmetrics-text"] >= most["text/plain"]
+    )
 
 
 def _blocks(text: bytes) -> _Blocks:
