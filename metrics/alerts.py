@@ -101,12 +101,32 @@ class Status(NamedTuple):
 
 
 def status_of(constants: Mapping[str, Any], rule: Rule) -> Status:
-    """How a rule stands by its model's constants."""
+    """How a rule stands by its model's constants; as one never looked at where they are broken."""
     known = constants.get(rule.constant)
     if known is None:
         return Status()
-    recent = tuple(Transition(*each) for each in known["recent"])
-    return Status(**{**known, "recent": recent})
+    try:
+        recent = tuple(Transition(*each) for each in known["recent"])
+        status = Status(**{**known, "recent": recent})
+    except (TypeError, KeyError):
+        return Status()
+    return status if _is_sound(status) else Status()
+
+
+def _is_sound(status: Status) -> bool:
+    """Whether a stored status has the types of one."""
+    return (
+        status.state in (OK, PENDING, FIRING)
+        and type(status.transitions) is int
+        and all(type(each) in (int, float) for each in (status.since, status.value or 0.0))
+        and all(
+            type(each.number) is int
+            and type(each.state) is type(each.digest) is str
+            and type(each.value) in (int, float)
+            and type(each.time) in (int, float)
+            for each in status.recent
+        )
+    )
 
 
 def step(

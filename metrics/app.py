@@ -26,6 +26,7 @@ from .errors import ConfigurationError, Refused, TooLarge, Unavailable
 from .evaluators import Known, evaluate
 from .evaluators.user_metrics import load_class
 from .events import Event, read_events
+from .isolation import Isolation
 from .joins import PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .labels import UNKNOWN, LabelsInUse, segments_of
 from .models_file import ModelsFile
@@ -101,8 +102,9 @@ class App:
             settings.models_file, settings.model_settings(), self.stats.unforeseen
         )
         self.now = now
+        self.isolation = Isolation(self.stats.omitted)
         self.labels = LabelsInUse(store, settings.max_models)
-        self.replies = Replies(settings, store, self.models, now)
+        self.replies = Replies(settings, store, self.models, now, self.isolation)
         self.joins = self._make_joins() if settings.join_ttl else None
         self.sink = self._open_sink()
         self.identity = self._open_identity()

@@ -5,6 +5,7 @@ FeedbackMetricsError
 │   └── TooLarge         the body exceeds FEEDBACK_MAX_BODY: 413
 ├── Unauthorized         the bearer token is missing or wrong: 401
 ├── NotFound             a page or model that does not exist: 404, never on POST /
+├── Unreadable           a model's stored state cannot be shown: 500, of that model only
 ├── Unavailable          a retry can succeed: 503 with Retry-After
 │   ├── Overloaded       raised when the queue of uncommitted events is full
 │   └── StoreUnavailable raised when the store cannot commit or read now
@@ -43,6 +44,13 @@ class NotFound(FeedbackMetricsError):
     """Raised when a path or a model is unknown."""
 
 
+class Unreadable(FeedbackMetricsError):
+    """Raised when the stored state of a model cannot be shown; the log has the cause."""
+
+    def __init__(self) -> None:
+        super().__init__("the stored state of this model cannot be read; the log has more")
+
+
 class Unavailable(FeedbackMetricsError):
     """Raised when the same request can succeed later."""
 
@@ -79,6 +87,7 @@ _STATUSES: tuple[tuple[type[FeedbackMetricsError], int, str], ...] = (
     (Refused, 400, "Bad Request"),
     (Unauthorized, 401, "Unauthorized"),
     (NotFound, 404, "Not Found"),
+    (Unreadable, 500, "Internal Server Error"),
     (Unavailable, 503, "Service Unavailable"),
 )
 

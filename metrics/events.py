@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 import orjson
 
 from .errors import Refused
-from .payload import Feedback, check_label, decode, load_json, one_line, parse
+from .payload import MAX_LABEL, Feedback, check_label, decode, load_json, one_line, parse
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -226,6 +226,14 @@ def format_time(seconds: int) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
+def shown_time(seconds: float) -> str | None:
+    """`format_time`; None for what is no time that a calendar has."""
+    try:
+        return format_time(int(seconds))
+    except (ValueError, OverflowError, OSError, TypeError):
+        return None
+
+
 # --- out --------------------------------------------------------------------------------------
 
 
@@ -246,9 +254,17 @@ def binary_headers(attributes: Mapping[str, str]) -> list[tuple[str, str]]:
 _CONTENT = [("content-type", JSON), ("ce-specversion", "1.0")]
 
 
-@lru_cache(maxsize=512)
 def _header(name: str, text: str) -> tuple[str, str]:
-    """Space, quote, percent and all beyond printable ASCII are percent-encoded."""
+    """Space, quote, percent and all beyond printable ASCII are percent-encoded.
+
+    Long texts are not cached: what clients send must not fill the memory.
+    """
+    made = _short_header if len(text) <= MAX_LABEL else _short_header.__wrapped__
+    return made(name, text)
+
+
+@lru_cache(maxsize=512)
+def _short_header(name: str, text: str) -> tuple[str, str]:
     plain = text.isascii() and text.isalnum()
     return f"ce-{name}", text if plain else quote(text, safe=_HEADER_SAFE)
 

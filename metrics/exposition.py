@@ -6,6 +6,7 @@ rule, in which a correct multiclass row is also a true negative of its own class
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,18 @@ class FeedbackCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """All families as of now."""
+        """All families as of now; models whose state cannot be shown are left out."""
+        app, now = self._app, self._app.now()
+
+        def render(model: str, state: ModelState) -> _Families:
+            own = _Families(self._created)
+            _add_model(own, app, model, state, now)
+            return own
+
         families = _Families(self._created)
-        now = self._app.now()
-        for model, state in sorted(self._app.read().models.items()):
-            _add_model(families, self._app, model, state, now)
-        _add_server(families, self._app)
+        for _, own in app.isolation.each(sorted(app.read().models.items()), render):
+            families.merge(own)
+        _add_server(families, app)
         yield from families
 
 
@@ -95,6 +102,13 @@ class _Families:
         if family is None:
             family = self._families[name] = Metric(name, help, kind)
         return family if family.type == kind else None
+
+    def merge(self, others: Iterable[Metric]) -> None:
+        """Add the samples of other families; one of another kind than its namesake is left out."""
+        for other in others:
+            family = self.family(other.name, other.documentation, other.type)
+            if family is not None:
+                family.samples += other.samples
 
     def counter(
         self, name: str, help: str, labels: dict[str, str], number: Number, created: float
@@ -465,6 +479,13 @@ def _add_server(families: _Families, app: App) -> None:
         getattr(app.store, "losses", 0),
         stats.started,
     )
+    families.counter(
+        "feedback_models_unavailable",
+        "Answers that a model was left out of, since its stored state cannot be read.",
+        {},
+        stats.omissions(),
+        stats.started,
+    )
     families.gauge(
         "feedback_seen_ids", "Event ids remembered for deduplication.", {}, app.store.seen()
     )
@@ -483,16 +504,17 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
     The same text as client_python makes of `FeedbackCollector`. Each model is encoded by itself
     and kept until it changes, so that a scrape costs what has changed and not what there is.
     """
-    encode, content_type = choose_encoder(accept)
-    created = "openmetrics" in content_type
+    created = prefers_openmetrics(accept)
+    encode, content_type = choose_encoder(OPENMETRICS if created else "")
     now = app.now()
-    known = _encoded.setdefault(app, {}).setdefault(content_type, {})
+    known = _encoded.setdefault(app, {}).setdefault(created, {})
     blocks: dict[bytes, list[bytes]] = {}  # HELP and TYPE of a family -> samples
     taken: set[bytes] = set()
     states = app.read().models
     for gone in known.keys() - states.keys():
         known.pop(gone, None)  # another thread may have been first
-    for model, state in sorted(states.items()):
+
+    def of_model(model: str, state: ModelState) -> _Blocks:
         settings = app.models.of(model)
         panes = tuple(int(now // window.width) for window in settings.windows)
         entry = known.get(model)
@@ -500,7 +522,10 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
             families = _Families(created)
             _add_model(families, app, model, state, now)
             entry = known[model] = (state, settings, panes, _blocks(encode(_Part(families))))
-        _append(blocks, taken, entry[3])
+        return entry[3]
+
+    for _, found in app.isolation.each(sorted(states.items()), of_model):
+        _append(blocks, taken, found)
     families = _Families(created)
     _add_server(families, app)
     _append(blocks, taken, _blocks(encode(_Part(families))))
@@ -512,8 +537,32 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
 
 _Blocks = list[tuple[bytes, bytes]]
 _encoded: WeakKeyDictionary[
-    App, dict[str, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], _Blocks]]]
+    App, dict[bool, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], _Blocks]]]
 ] = WeakKeyDictionary()
+"""What is kept, by format: there are two, whatever versions and parameters clients ask for."""
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+_VERSION = re.compile(r"1\.[0-9]{1,3}(\.[0-9]{1,3})?")
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header asks for OpenMetrics 1.x at least as much as for plain text."""
+    most = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for accepted in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in accepted.split(";"))
+        if kind not in most:
+            continue
+        said = dict(each.split("=", 1) for each in parameters if "=" in each)
+        if kind != "text/plain" and not _VERSION.fullmatch(said.get("version", "1.0.0")):
+            continue
+        try:
+            quality = float(said.get("q", 1.0))
+        except ValueError:
+            continue
+        most[kind] = max(most[kind], quality)
+    return most["application/openmetrics-text"] > 0.0 and (
+        most["application/openmetrics-text"] >= most["text/plain"]
+    )
 
 
 def _blocks(text: bytes) -> _Blocks:

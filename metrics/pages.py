@@ -57,11 +57,12 @@ def add_routes(flask: Flask, app: App) -> None:
 
     @flask.get("/v1/models")
     def models() -> Response:
-        return _json(app, {"models": model_list(app)})
+        return _json(model_list(app))
 
     @flask.get("/v1/models/<namespace>/<deployment>/<predictor>/<model>")
     def model(namespace: str, deployment: str, predictor: str, model: str) -> Response:
-        return _json(app, one_model(app, f"{namespace}/{deployment}/{predictor}/{model}", request))
+        id = f"{namespace}/{deployment}/{predictor}/{model}"
+        return _json(model_json(app, id, request))
 
     @flask.get("/protocol")
     def protocol() -> Response:
@@ -77,7 +78,7 @@ def front(app: App, request: Request) -> Response:
         return _prometheus(app)
     model = request.args.get("model")
     if wanted == "json":
-        return _json(app, one_model(app, model, request) if model else {"models": model_list(app)})
+        return _json(model_json(app, model, request) if model else model_list(app))
     if wanted == "html":
         return _html(app, request)
     raise Refused("format", f"must be one of {', '.join(FORMATS)}")
@@ -93,9 +94,19 @@ def _preferred(accept: Accept) -> str:
     return best
 
 
-def model_list(app: App) -> list[dict[str, Any]]:
-    """What is served, by id; see `summary`."""
-    return [summary(app, model, state) for model, state in known_models(app)]
+def model_list(app: App) -> bytes:
+    """What is served, by id, as JSON; see `summary`. Models that cannot be shown are left out."""
+
+    def render(model: str, state: ModelState) -> bytes:
+        return orjson.dumps(summary(app, model, state))
+
+    found = app.isolation.each(known_models(app), render)
+    return b'{"models":[%b]}' % b",".join(text for _, text in found)
+
+
+def model_json(app: App, model: str, request: Request) -> bytes:
+    """`one_model` as JSON. Raises what that does, and Unreadable."""
+    return app.isolation.one(model, lambda: orjson.dumps(one_model(app, model, request)))
 
 
 def known_models(app: App) -> list[tuple[str, ModelState]]:
@@ -105,7 +116,7 @@ def known_models(app: App) -> list[tuple[str, ModelState]]:
 
 def summary(app: App, model: str, state: ModelState) -> dict[str, Any]:
     """A model's identity, task, events, rows and time of the youngest event."""
-    from .events import format_time
+    from .events import shown_time
 
     vector = net(state.all_time)
     last = state.gauges.get(("last_event", ()))
@@ -119,7 +130,7 @@ def summary(app: App, model: str, state: ModelState) -> dict[str, Any]:
         "task": task_of(state, app.models.of(model)),
         "events": value(vector, "events"),
         "rows": value(vector, "rows"),
-        "last_event": format_time(int(last.value)) if last else None,
+        "last_event": shown_time(last.value) if last else None,
     }
 
 
@@ -176,8 +187,8 @@ def as_flask(answer: Answer) -> Response:
     return response
 
 
-def _json(app: App, value: Any) -> Response:
-    return Response(orjson.dumps(value), mimetype="application/json")
+def _json(body: bytes) -> Response:
+    return Response(body, mimetype="application/json")
 
 
 def _prometheus(app: App) -> Response:

@@ -16,7 +16,7 @@ import orjson
 from .background import report
 from .config import Settings
 from .counters import Compact, Increment, merge
-from .errors import Refused, Unauthorized, Unavailable, status_of
+from .errors import Refused, Unauthorized, Unavailable, Unreadable, status_of
 from .events import (
     BATCH,
     Event,
@@ -27,6 +27,7 @@ from .events import (
     lines_of,
     own_lines,
 )
+from .isolation import Isolation
 from .joins import IDENTITY
 from .model_settings import ModelSettings
 from .models_file import ModelsFile
@@ -68,6 +69,9 @@ class Response(NamedTuple):
 
 EMPTY = Response(202, [], b"")
 
+Emitted = tuple[dict[str, str], bytes]
+"""Attributes and data of an event."""
+
 
 class Origin(NamedTuple):
     """What the extensions that name an event's model say."""
@@ -83,12 +87,18 @@ class Replies:
     """Makes the events that answer events."""
 
     def __init__(
-        self, settings: Settings, store: Store, models: ModelsFile, now: Callable[[], float]
+        self,
+        settings: Settings,
+        store: Store,
+        models: ModelsFile,
+        now: Callable[[], float],
+        isolation: Isolation,
     ) -> None:
         self._settings = settings
         self._store = store
         self._models = models
         self._now = now
+        self._isolation = isolation
         self._defaults = (
             settings.namespace,
             settings.deployment,
@@ -122,15 +132,22 @@ class Replies:
     def reply(
         self, event: Event, entry: Entry, state: ModelState | None, alert: Alert | None = None
     ) -> Response:
-        """The event that answers one event, in binary mode: its metrics, or an alert."""
-        origin = self.origin(event.extensions)
-        if origin.model != entry.model or alert is not None:
-            attributes, data = self._emitted(event, entry, state, alert)
-            return Response(200, binary_headers(attributes), data)
-        id = entry.digest.hex() or urandom(16).hex()
-        own = own_lines(id, int(self._now()), event.extensions, _SHARED)
-        data = self._data(entry.model, entry.increment, state)
-        return Response(200, [], data, origin.lines + own)
+        """The event that answers one event, in binary mode: its metrics, or an alert.
+
+        An event of a model whose state cannot be shown is counted and has no reply.
+        """
+        try:
+            origin = self.origin(event.extensions)
+            if origin.model != entry.model or alert is not None:
+                attributes, data = self._emitted(event, entry, state, alert)
+                return Response(200, binary_headers(attributes), data)
+            id = entry.digest.hex() or urandom(16).hex()
+            own = own_lines(id, int(self._now()), event.extensions, _SHARED)
+            data = self._data(entry.model, entry.increment, state)
+            return Response(200, [], data, origin.lines + own)
+        except Exception as error:
+            self._isolation.leave_out(entry.model, error)
+            return EMPTY
 
     def batch(
         self,
@@ -138,23 +155,30 @@ class Replies:
         entries: Sequence[Entry],
         told: Callable[[Entry], Alert | None],
     ) -> Response:
-        """One metrics event per model touched, in the order of their first events, and alerts."""
+        """One metrics event per model touched, in the order of their first events, and alerts.
+
+        Models whose state cannot be shown have none.
+        """
         by_model: dict[str, list[tuple[Event, Entry]]] = {}
         for event, entry in zip(events, entries, strict=True):
             if entry.scored:
                 by_model.setdefault(entry.model, []).append((event, entry))
-        emitted = []
-        for model, parts in by_model.items():
+
+        def of_model(model: str, parts: list[tuple[Event, Entry]]) -> list[Emitted]:
             attributes = self.attributes(*parts[0])
             digests = b"".join(entry.digest for _, entry in parts)
             attributes["id"] = blake2b(digests, digest_size=16).hexdigest()
             increment = merge(entry.increment for _, entry in parts)
-            emitted.append((attributes, self.summary(model, increment)))
+            emitted = [(attributes, self.summary(model, increment))]
             state = self._store.read().models.get(model)
             for event, entry in parts:
                 alert = told(entry)
                 if alert is not None:
                     emitted.append(self._emitted(event, entry, state, alert))
+            return emitted
+
+        found = self._isolation.each(by_model.items(), of_model)
+        emitted = [each for _, of_one in found for each in of_one]
         return Response(200, [("content-type", BATCH)], batch_body(emitted))
 
     def attributes(self, event: Event, entry: Entry) -> dict[str, str]:
@@ -225,7 +249,7 @@ def problem(error: BaseException) -> Response:
     """
     status, title = status_of(error)
     headers = [("content-type", "application/problem+json")]
-    if status == 500:
+    if status == 500 and not isinstance(error, Unreadable):
         report("a request", error)
         detail = "internal error; the log has more"
     else:

@@ -38,7 +38,8 @@ _ERRORS = _BATCH_SUM + 1
 _SUNK = _ERRORS + len(ERROR_KINDS)
 _PUSHED = _SUNK + len(SINK_OUTCOMES)
 _UNFORESEEN = _PUSHED + len(PUSH_OUTCOMES)
-_WAITING = _UNFORESEEN + len(PARTS)
+_OMITTED = _UNFORESEEN + len(PARTS)
+_WAITING = _OMITTED + 1
 _WIDTH = _WAITING + 1
 
 
@@ -96,6 +97,10 @@ class ServerStats:
         part = part if part in PARTS else "other"
         self._cells[self._row + _UNFORESEEN + PARTS.index(part)] += 1
 
+    def omitted(self) -> None:
+        """Count an answer that a model was left out of, since its state cannot be read."""
+        self._cells[self._row + _OMITTED] += 1
+
     def waiting(self, entries: int) -> None:
         """Note how many entries wait for a commit in this process."""
         self._cells[self._row + _WAITING] = entries
@@ -123,6 +128,10 @@ class ServerStats:
     def internal_errors(self) -> dict[str, float]:
         """Unforeseen errors by the part of the program that survived them."""
         return {part: self._sum(_UNFORESEEN + at) for at, part in enumerate(PARTS)}
+
+    def omissions(self) -> float:
+        """Answers that a model was left out of."""
+        return self._sum(_OMITTED)
 
     def commits(self) -> float:
         """Transactions that succeeded."""

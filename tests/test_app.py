@@ -727,6 +727,7 @@ def test_health_answers(function: Server, path: str) -> None:
             "application/openmetrics-text;version=1.0.0",
             "application/openmetrics-text; version=1.0.0",
         ),
+        ("application/openmetrics-text;version=x.y", "text/plain; version=0.0.4; charset=utf-8"),
     ],
 )
 def test_metrics_in_either_format(own: Server, path: str, accept: str, content_type: str) -> None:

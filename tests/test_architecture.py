@@ -20,7 +20,8 @@ LAYERS = (
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
-    {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats", "background"},
+    {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
+    | {"background", "isolation"},
     {"committer", "config", "models_file", "sink", "watch", "identity"},
     {"labels", "replies"},
     {"app"},

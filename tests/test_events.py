@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metrics import events
 from metrics.errors import Refused
 from metrics.events import (
     BATCH,
@@ -312,3 +313,13 @@ def test_what_the_broker_added_is_not_carried() -> None:
         "knativeerrorcode": "5",
     }
     assert carried(extensions) == {"traceparent": "t", "modelid": "m"}
+
+
+def test_long_attributes_are_not_cached() -> None:
+    """What a client says in an attribute is kept while it is answered, and no longer."""
+    events._short_header.cache_clear()
+    for number in range(50):
+        lines = events.own_lines("1", 0, {"comment": f"{number}é" * 10_000}, ())
+        assert lines.endswith("%C3%A9\r\n")
+    assert events._short_header.cache_info().currsize <= 1  # the time's
+    assert "ce-comment: short\r\n" in events.own_lines("1", 0, {"comment": "short"}, ())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,59 @@ def test_a_name_that_two_models_use_for_two_kinds_is_exposed_once() -> None:
     assert len(list(openmetrics(text))) > 10
     assert len(list(prometheus(fixed.text()))) > 10
     fixed.app.close()
+
+
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain", False),
+        ("text/plain;version=x.y", False),
+        ("text/plain; version=99999999999999999999.1.1; escaping=x", False),
+        ("application/openmetrics-text", True),
+        ("Application/OpenMetrics-Text ; Version=1.0.0", True),
+        ("application/openmetrics-text;version=1.0.1;q=0.5", True),
+        ("application/openmetrics-text;version=0.0.1", False),
+        ("application/openmetrics-text;version=2.0.0", False),
+        ("application/openmetrics-text;version=x.y", False),
+        ("application/openmetrics-text;version=", False),
+        ("application/openmetrics-text;version=1.0.0;q=0", False),
+        ("application/openmetrics-text;q=0.2,text/plain;q=0.9", False),
+        ("application/openmetrics-text;q=x.y", False),
+        ("application/openmetrics-text;q=nan", False),
+        (",;=,;;", False),
+        (PROMETHEUS_3, True),
+    ],
+)
+def test_two_formats_are_negotiated(fixed: Fixed, accept: str, openmetrics: bool) -> None:
+    """Whatever parameters a client names, it gets one of the two, and says so."""
+    body, content_type = exposition.render(fixed.app, accept)
+    assert body.endswith(b"# EOF\n") is openmetrics
+    kind = "application/openmetrics-text; version=1.0.0" if openmetrics else "text/plain; version="
+    assert content_type.startswith(kind)
+
+
+def test_what_clients_accept_is_not_kept(fixed: Fixed) -> None:
+    """Hundreds of versions and parameters add nothing to what is held in memory."""
+    fixed.text()
+    fixed.text(OPENMETRICS)
+    held = exposition._encoded[fixed.app]
+    gc.collect()
+    before = sys.getsizeof(held), len(held), len(gc.get_objects())
+    for number in range(300):
+        fixed.text(f"application/openmetrics-text;version=1.{number}.0;escaping=e{number}")
+        fixed.text(f"text/plain;version={number + 1}.0.0;escaping=e{number}")
+    gc.collect()
+    assert (sys.getsizeof(held), len(held)) == before[:2]
+    assert len(gc.get_objects()) - before[2] < 1000
 
 
 LABELS = {

@@ -37,7 +37,7 @@ def reset(options: argparse.Namespace) -> int:
         state = store.read().models.get(options.model)
         if state is None:
             raise NotFound(f"the store has no model {options.model!r}")
-        events = int(value(state.all_time, "events"))
+        events = value(state.all_time, "events")
         if not options.yes:
             if not sys.stdin.isatty():
                 raise ConfigurationError("nobody to ask whether to forget it: say --yes")

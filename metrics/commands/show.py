@@ -13,9 +13,10 @@ from urllib.parse import quote
 import orjson
 
 from .. import config
-from ..counters import NO_LABELS, value
+from ..counters import NO_LABELS, net, value
 from ..errors import ConfigurationError, FeedbackMetricsError, NotFound
-from ..events import format_time
+from ..events import format_time, shown_time
+from ..isolation import Isolation
 from ..models_file import ModelsFile
 from ..payload import one_line
 from ..scores import model_view
@@ -56,23 +57,29 @@ class Stored:
         settings = config.load(os.environ)
         self._models = ModelsFile(settings.models_file, settings.model_settings())
         self._store = store
+        self._isolation = Isolation(lambda: None)
 
     def models(self) -> list[dict[str, Any]]:
         """What is counted, as `GET /v1/models` has it. Raises StoreUnavailable."""
-        return [
-            {
-                "id": model,
-                "task": task_of(state, self._models.of(model)),
-                "events": value(state.all_time, "events"),
-                "rows": value(state.all_time, "rows"),
-                "last_event": _last_event(state),
-            }
-            for model, state in sorted(current(self._store).models.items())
-            if "events" in state.all_time
+        known = [
+            each
+            for each in sorted(current(self._store).models.items())
+            if "events" in each[1].all_time
         ]
+        return [found for _, found in self._isolation.each(known, self._summary)]
+
+    def _summary(self, model: str, state: ModelState) -> dict[str, Any]:
+        vector = net(state.all_time)
+        return {
+            "id": model,
+            "task": task_of(state, self._models.of(model)),
+            "events": int(value(vector, "events")),
+            "rows": int(value(vector, "rows")),
+            "last_event": _last_event(state),
+        }
 
     def view(self, model: str, window: str) -> dict[str, Any]:
-        """One model's view. Raises NotFound, StoreUnavailable."""
+        """One model's view. Raises NotFound, StoreUnavailable, Unreadable."""
         state = current(self._store).models.get(model)
         if state is None:
             raise NotFound(f"no feedback for the model {model!r}")
@@ -81,14 +88,19 @@ class Stored:
         if window != ALL and window not in kept:
             raise NotFound(f"window: {window!r} is not kept; one of {', '.join((ALL, *kept))}")
         segments = bool(settings.segments)
-        return model_view(
-            model, state, settings, clock.time(), kept.get(window), segments=segments, curves=True
-        )
+
+        def view() -> dict[str, Any]:
+            now, chosen = clock.time(), kept.get(window)
+            found = model_view(model, state, settings, now, chosen, segments=segments, curves=True)
+            orjson.dumps(found)  # what cannot be shown is told here, not by whoever prints it
+            return found
+
+        return self._isolation.one(model, view)
 
 
 def _last_event(state: ModelState) -> str | None:
     last = state.gauges.get(("last_event", NO_LABELS))
-    return format_time(int(last.value)) if last else None
+    return shown_time(last.value) if last else None
 
 
 class Served:

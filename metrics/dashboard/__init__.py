@@ -45,16 +45,17 @@ HEADERS = {
 
 
 @cache
-def _templates() -> Environment:
-    templates = Environment(
+def templates() -> Environment:
+    """The templates, and the filters and constants they use."""
+    environment = Environment(
         loader=PackageLoader("metrics"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    templates.globals.update(style=Markup(STYLE), script=Markup(SCRIPT), SIDE=charts.SIDE)
-    templates.filters.update(
+    environment.globals.update(style=Markup(STYLE), script=Markup(SCRIPT), SIDE=charts.SIDE)
+    environment.filters.update(
         figure=words.figure,
         brief=words.brief,
         percent=words.percent,
@@ -64,18 +65,22 @@ def _templates() -> Environment:
         clock=words.clock,
         shade=charts.shade,
     )
-    return templates
+    return environment
 
 
 def page(app: App, request: Request) -> str:
     """The page that `request` asks for: one model's with `?model=`, else the list of models.
 
-    Raises NotFound for an unknown model, Refused for a window that is not kept.
+    Raises NotFound for an unknown model, Refused for a window that is not kept, Unreadable for a
+    model whose state cannot be shown.
     """
     if request.args.get("model"):
         from .model import model_context
 
-        return _render("model.html", app, **model_context(app, request))
+        def render() -> str:
+            return _render("model.html", app, **model_context(app, request))
+
+        return app.isolation.one(request.args["model"], render)
     from .models import list_context
 
     return _render("models.html", app, **list_context(app, request))
@@ -87,4 +92,4 @@ def error_page(app: App, title: str, reason: str) -> str:
 
 
 def _render(template: str, app: App, **context: Any) -> str:
-    return _templates().get_template(template).render(now=app.now(), **context)
+    return templates().get_template(template).render(now=app.now(), **context)

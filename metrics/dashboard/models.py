@@ -6,6 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from markupsafe import Markup
+
 from ..scores.headline import headline, trend
 from ..scores.view import ALL, task_of
 from ..windows import Window
@@ -29,6 +31,7 @@ def list_context(app: App, request: Request) -> dict[str, Any]:
     Raises Refused for a window that is none of the default ones.
     """
     from ..pages import known_models, summary, window_called
+    from . import templates
 
     now, wanted = app.now(), request.args.get("q", "").strip()
     name = request.args.get("window", ALL)
@@ -37,10 +40,13 @@ def list_context(app: App, request: Request) -> dict[str, Any]:
     found = [each for each in known if wanted.casefold() in each[0].casefold()]
     pages = max(1, -(-len(found) // PAGE))
     number = min(max(1, request.args.get("page", 1, type=int)), pages)
-    rows = [
-        summary(app, model, state) | _standing(state, app.models.of(model), window, now)
-        for model, state in found[PAGE * (number - 1) : PAGE * number]
-    ]
+    on_page = found[PAGE * (number - 1) : PAGE * number]
+
+    def row(model: str, state: ModelState) -> Markup:
+        standing = _standing(state, app.models.of(model), window, now)
+        row = summary(app, model, state) | standing
+        text = templates().get_template("row.html").render(row=row, window=name, now=now)
+        return Markup(text)
 
     def to(**changes: Any) -> str:
         arguments = {"q": wanted, "window": name, "page": number, **changes}
@@ -49,7 +55,8 @@ def list_context(app: App, request: Request) -> dict[str, Any]:
         return f"/?{urlencode(said)}"
 
     return {
-        "rows": rows,
+        "rows": [row for _, row in app.isolation.each(on_page, row)],
+        "on_page": len(on_page),
         "first": PAGE * (number - 1) + 1,
         "found": len(found),
         "known": len(known),
