@@ -289,7 +289,10 @@ class App:
         model = self.replies.origin(event.extensions).model
         try:
             is_feedback = not event.type or event.type in self.settings.accept_types
-            feedback = event.feedback() if is_feedback else prediction_of(event.json())
+            if is_feedback:
+                feedback = event.feedback()
+            else:
+                feedback = prediction_of(event.json(), event.budget)
             request = event.extensions.get("requestid") or feedback.puid
             digest = event.digest
             if request and self.settings.dedup_by == "request":

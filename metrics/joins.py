@@ -21,7 +21,7 @@ import orjson
 
 from .counters import SUPERSEDED, Vector, decode_key, encode_key, unpack
 from .errors import Refused
-from .payload import Feedback, Values, check_label, message, read_meta
+from .payload import NO_BUDGET, Budget, Feedback, Values, check_label, message, read_meta
 from .state import TAG, Constants, Entry, RecordKey, Swap, home_of
 from .windows import ALL_TIME, Pane, expired
 
@@ -336,9 +336,9 @@ def _values(where: str, flat: list[Any], width: int, names: Any) -> Values:
     return Values(where, flat, width, numeric, tuple(names) if names else None)
 
 
-def prediction_of(answer: Any) -> Feedback:
+def prediction_of(answer: Any, budget: Budget = NO_BUDGET) -> Feedback:
     """The prediction in a model's answer as a logger sends it. Raises Refused."""
-    feedback = Feedback(NO_TRUTH, message(answer, "data"), raw={"response": answer})
+    feedback = Feedback(NO_TRUTH, message(answer, "data", budget), raw={"response": answer})
     if answer.get("meta") is not None:
         read_meta(answer["meta"], "data.meta", feedback)
     if not feedback.puid and type(answer.get("id")) is str:
