@@ -194,6 +194,19 @@ def load_json(body: bytes | str, where: str) -> Any:
         raise Refused(where, f"not JSON: {one_line(str(error))}") from None
 
 
+def dump_json(value: Any, where: str, option: int = 0) -> bytes:
+    """What was read, as JSON again. Raises Refused, naming `where`, for what is nested too deeply.
+
+    orjson reads 1024 levels and writes 254; all else that it reads it can write.
+    """
+    try:
+        return orjson.dumps(value, option=option)
+    except orjson.JSONEncodeError as error:
+        if "ecursion" not in str(error):
+            raise
+        raise Refused(where, "nested too deeply to be remembered") from None
+
+
 def parse(event: Any, budget: Budget = NO_BUDGET) -> Feedback:
     """The feedback in a decoded event. Raises Refused, which names the offending field."""
     if type(event) is not dict:

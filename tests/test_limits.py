@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,6 +160,74 @@ def test_names_of_a_model_are_read_once(app: App) -> None:
         evaluate(parse(feedback("n7", "n8")), app.models.of(MODEL), known)
     assert Names.reads == 1
     _FIXED.clear()
+
+
+# --- depth ----------------------------------------------------------------------------------------
+
+
+DEEPER = "…"
+"""Stands for a list in a list in a list."""
+
+
+DEEP: dict[str, tuple[dict[str, str], Any]] = {
+    "a request's content": (
+        {"FEEDBACK_DEDUP_BY": "request"},
+        feedback() | {"request": DEEPER},
+    ),
+    "the event for a class of the user's": (
+        {"FEEDBACK_JOIN_TTL": "1h", "FEEDBACK_TASK": "tests.test_limits.Custom"},
+        {"truth": message([1]), "request": DEEPER},
+    ),
+    "metrics of a truth that waits": (
+        {"FEEDBACK_JOIN_TTL": "1h"},
+        {"truth": {**message([1]), "meta": {"metrics": DEEPER}}},
+    ),
+    "a tag of a truth that waits": (
+        {"FEEDBACK_JOIN_TTL": "1h", "FEEDBACK_SEGMENTS": "plan"},
+        {"truth": {**message([1]), "meta": {"tags": {"plan": DEEPER}}}},
+    ),
+    "what is kept for corrections": (
+        {
+            "FEEDBACK_JOIN_TTL": "1h",
+            "FEEDBACK_CORRECTIONS": "on",
+            "FEEDBACK_TASK": "tests.test_limits.Custom",
+        },
+        feedback() | {"request": DEEPER},
+    ),
+}
+
+
+class Custom:
+    """A class of the user's."""
+
+    def transform(self, truth: Any, response: Any, request: Any = None) -> Custom:
+        """No metrics."""
+        return self
+
+    metrics = ()
+
+
+@pytest.mark.parametrize(("variables", "data"), DEEP.values(), ids=DEEP.keys())
+@pytest.mark.parametrize("interval", ["0", "0.05"])
+def test_what_is_nested_deeper_than_can_be_written_is_refused(
+    variables: dict[str, str], data: Any, interval: str, tmp_path: Path, caplog: Any
+) -> None:
+    """Wherever what came is written again, a 400 says so; what is less deep is remembered."""
+    settings = load({**variables, "FEEDBACK_SNAPSHOT_INTERVAL": interval})
+    app = App(settings, open_store(f"sqlite:///{tmp_path}/feedback.db", 60))
+    try:
+        for levels, status in ((100, {200, 202}), (260, {400}), (1000, {400})):
+            nested = "[" * levels + "]" * levels
+            body = json.dumps(data, ensure_ascii=False).replace(f'"{DEEPER}"', nested).encode()
+            response = post(app, body, str(levels), requestid=str(levels))
+            assert response.status in status, (levels, response)
+            if response.status == 400:
+                assert field(response) == "data"
+                assert b"nested too deeply" in response.body
+        assert post(app, feedback(), "after", requestid="after").status in (200, 202)
+    finally:
+        app.close()
+    assert "not counted" not in caplog.text
 
 
 # --- the whole ----------------------------------------------------------------------------------
