@@ -30,7 +30,7 @@ from .isolation import Isolation
 from .joins import PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .labels import UNKNOWN, LabelsInUse, segments_of
 from .models_file import ModelsFile
-from .payload import Feedback
+from .payload import Feedback, dump_json
 from .replies import EMPTY, Replies, Response, problem
 from .server_stats import ServerStats
 from .state import TAG, Constants, Entry, Gauge, GaugeKey, ModelState, State, home_of
@@ -304,7 +304,10 @@ class App:
         model = self.replies.origin(event.extensions).model
         try:
             is_feedback = not event.type or event.type in self.settings.accept_types
-            feedback = event.feedback() if is_feedback else prediction_of(event.json())
+            if is_feedback:
+                feedback = event.feedback()
+            else:
+                feedback = prediction_of(event.json(), event.budget)
             request = event.extensions.get("requestid") or feedback.puid
             digest = event.digest
             if request and self.settings.dedup_by == "request":
@@ -419,6 +422,6 @@ def _waited(begin: Callable[[Tell], Response | None]) -> Response:
 
 def _digest(model: str, request: str, is_feedback: bool, feedback: Feedback) -> bytes:
     """16 bytes that stand for a request and what was said of it, whatever the event's id."""
-    said = orjson.dumps(dict(feedback.raw), option=orjson.OPT_SORT_KEYS)
+    said = dump_json(dict(feedback.raw), "data", orjson.OPT_SORT_KEYS)
     head = orjson.dumps((home_of(model), request, is_feedback))
     return blake2b(head + said, digest_size=16).digest()

@@ -21,7 +21,17 @@ from urllib.parse import quote, unquote
 import orjson
 
 from .errors import Refused
-from .payload import MAX_LABEL, Feedback, check_label, decode, load_json, one_line, parse
+from .payload import (
+    MAX_LABEL,
+    NO_BUDGET,
+    Budget,
+    Feedback,
+    check_label,
+    decode,
+    load_json,
+    one_line,
+    parse,
+)
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -50,6 +60,13 @@ class Event:
     body: bytes | None = None
     data: Any = None
     """Decoded data of a structured event, where `body` is None."""
+    shared: Budget = NO_BUDGET
+    """What `data` may stand for, with that of all other events of the request."""
+
+    @property
+    def budget(self) -> Budget:
+        """What its data may stand for beyond what it spells out."""
+        return self.shared if self.body is None else Budget(len(self.body))
 
     @property
     def digest(self) -> bytes:
@@ -60,7 +77,7 @@ class Event:
 
     def feedback(self) -> Feedback:
         """What the event's data says. Raises Refused."""
-        return decode(self.body) if self.body is not None else parse(self.data)
+        return decode(self.body) if self.body is not None else parse(self.data, self.shared)
 
     def json(self) -> Any:
         """The event's data. Raises Refused where it is no JSON."""
@@ -74,12 +91,13 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
     """
     content_type = _media_type(headers.get("content-type", ""))
     if content_type == STRUCTURED:
-        return [_structured(load_json(body, "data"), "")], False
+        return [_structured(load_json(body, "data"), "", Budget(len(body)))], False
     if content_type == BATCH:
         batch = load_json(body, "data")
         if type(batch) is not list:
             raise Refused("data", "a batch must be a JSON array of events")
-        return [_structured(event, f"[{index}].") for index, event in enumerate(batch)], True
+        budget = Budget(len(body))
+        return [_structured(each, f"[{at}].", budget) for at, each in enumerate(batch)], True
     if content_type.startswith("application/cloudevents"):
         raise Refused("content-type", f"{one_line(content_type, 60)!r}: only JSON is read")
     attributes: dict[str, str] = {}
@@ -118,7 +136,7 @@ def _attribute(header: str) -> str:
     return name
 
 
-def _structured(value: Any, where: str) -> Event:
+def _structured(value: Any, where: str, budget: Budget) -> Event:
     if type(value) is not dict:
         raise Refused(where.rstrip(".") or "data", "an event must be a JSON object")
     attributes: dict[str, str] = {}
@@ -143,6 +161,7 @@ def _structured(value: Any, where: str) -> Event:
             raise Refused(f"{where}data_base64", "not base64") from None
     else:
         event.data = value.get("data")
+        event.shared = budget
     return event
 
 

@@ -21,7 +21,7 @@ import orjson
 
 from .counters import SUPERSEDED, Vector, decode_key, encode_key, unpack
 from .errors import Refused
-from .payload import Feedback, Values, check_label, message, read_meta
+from .payload import NO_BUDGET, Budget, Feedback, Values, check_label, dump_json, message, read_meta
 from .state import TAG, Constants, Entry, RecordKey, Swap, home_of
 from .windows import ALL_TIME, Pane, expired
 
@@ -94,9 +94,12 @@ class Joins:
         """The entry of a half, or of whole feedback with a request's id.
 
         It is to be resolved with the request's record. `tag` is 8 bytes like no other's of the
-        request. Raises Refused for an id that is too long.
+        request. Raises Refused for an id that is too long, and for what cannot be remembered.
         """
         check_label(request, "requestid")
+        as_it_came = self._as_it_came(case)
+        if as_it_came:  # refused now: with a snapshot interval it is acknowledged before encoding
+            dump_json([[[as_it_came]]], "data")
         home = home_of(case.model)
         id = blake2b(orjson.dumps((home, request)), digest_size=16).digest()
         half = Half(kind, case, case.arrival)
@@ -179,20 +182,34 @@ class Joins:
             entries.append(Entry(half.case.model, b"", (ALL_TIME,), counts, swap=swap))
         return entries
 
+    def _as_it_came(self, case: Case) -> dict[str, Any]:
+        """What a record takes over of an event without looking into it."""
+        feedback = case.feedback
+        found: dict[str, Any] = {}
+        if feedback.tags:
+            kept = [name for name in self.segments(case.model) if name in feedback.tags]
+            found["tags"] = {name: feedback.tags[name] for name in kept}
+        if feedback.metrics:
+            found["metrics"] = feedback.metrics
+        if self.keeps_raw(case.model):
+            found["raw"] = dict(feedback.raw)
+        return found
+
     # --- records -------------------------------------------------------------------------------
 
     def _encode(self, half: Half) -> bytes:
         """A record without its tag; `decode` is the inverse."""
         case, feedback = half.case, half.case.feedback
-        kept = {*self.segments(case.model)}
         more: dict[str, Any] = {
             "arrival": None if int(case.arrival) == int(half.written) else case.arrival,
             "unnamed": [name for name in IDENTITY if not case.extensions.get(name)],
-            "extensions": {name: case.extensions[name] for name in kept & case.extensions.keys()},
-            "tags": {name: feedback.tags[name] for name in kept & feedback.tags.keys()},
+            "extensions": {
+                name: case.extensions[name]
+                for name in self.segments(case.model)
+                if name in case.extensions
+            },
             "route": feedback.route,
-            "metrics": feedback.metrics,
-            "raw": dict(feedback.raw) if self.keeps_raw(case.model) else None,
+            **self._as_it_came(case),
             "panes": list(map(tuple, half.panes)),
             "contribution": {
                 encode_key(family, labels): number
@@ -206,7 +223,7 @@ class Joins:
         model = case.model[len(home_of(case.model)) + 1 :]
         prediction, doubles = _packed(feedback.prediction)
         truth = feedback.truth
-        head = orjson.dumps(
+        head = dump_json(
             (
                 half.kind[0],
                 model,
@@ -215,7 +232,8 @@ class Joins:
                 prediction,
                 (truth.flat, truth.width, truth.names) if truth.rows else 0,
                 more or 0,
-            )
+            ),
+            "data",
         )
         return len(head).to_bytes(4, "little") + head + doubles
 
@@ -336,9 +354,9 @@ def _values(where: str, flat: list[Any], width: int, names: Any) -> Values:
     return Values(where, flat, width, numeric, tuple(names) if names else None)
 
 
-def prediction_of(answer: Any) -> Feedback:
+def prediction_of(answer: Any, budget: Budget = NO_BUDGET) -> Feedback:
     """The prediction in a model's answer as a logger sends it. Raises Refused."""
-    feedback = Feedback(NO_TRUTH, message(answer, "data"), raw={"response": answer})
+    feedback = Feedback(NO_TRUTH, message(answer, "data", budget), raw={"response": answer})
     if answer.get("meta") is not None:
         read_meta(answer["meta"], "data.meta", feedback)
     if not feedback.puid and type(answer.get("id")) is str:

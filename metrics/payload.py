@@ -133,9 +133,32 @@ class Feedback:
     """The decoded event, for custom metric classes."""
 
 
+class Budget:
+    """What the events of one request may stand for beyond what they spell out.
+
+    Whatever is short for more numbers takes them from here. A body of N bytes has a budget of N
+    numbers, so what a request costs is bounded by its size.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, numbers: int, where: str) -> None:
+        """Spend so many numbers. Raises Refused, naming `where`, for more than are left."""
+        if numbers > self._left:
+            raise Refused(where, f"is filled up with more numbers than are allowed ({self._left})")
+        self._left -= numbers
+
+
+NO_BUDGET = Budget(0)
+"""For events that spell out all of their numbers."""
+
+
 def decode(body: bytes) -> Feedback:
     """The feedback in `body` (JSON). Raises Refused, which names the offending field."""
-    feedback = parse(load_json(body, "data"))
+    feedback = parse(load_json(body, "data"), Budget(len(body)))
     if len(body) >= _LARGE:
         feedback.raw = _Again(body)
     return feedback
@@ -171,7 +194,20 @@ def load_json(body: bytes | str, where: str) -> Any:
         raise Refused(where, f"not JSON: {one_line(str(error))}") from None
 
 
-def parse(event: Any) -> Feedback:
+def dump_json(value: Any, where: str, option: int = 0) -> bytes:
+    """What was read, as JSON again. Raises Refused, naming `where`, for what is nested too deeply.
+
+    orjson reads 1024 levels and writes 254; all else that it reads it can write.
+    """
+    try:
+        return orjson.dumps(value, option=option)
+    except orjson.JSONEncodeError as error:
+        if "ecursion" not in str(error):
+            raise
+        raise Refused(where, "nested too deeply to be remembered") from None
+
+
+def parse(event: Any, budget: Budget = NO_BUDGET) -> Feedback:
     """The feedback in a decoded event. Raises Refused, which names the offending field."""
     if type(event) is not dict:
         raise Refused("data", "must be a JSON object with truth and response")
@@ -186,8 +222,8 @@ def parse(event: Any) -> Feedback:
         if type(reward) not in (int, float) or not isfinite(reward):
             raise Refused("reward", "must be a finite number")
         reward = float(reward)
-    true = message(truth, "truth")
-    prediction = None if response is None else message(response, "response")
+    true = message(truth, "truth", budget)
+    prediction = None if response is None else message(response, "response", budget)
     feedback = Feedback(true, prediction, reward, raw=event)
     if "meta" in event or "meta" in truth or (response and "meta" in response):
         for where, part in (("meta", event), ("response.meta", response), ("truth.meta", truth)):
@@ -196,15 +232,15 @@ def parse(event: Any) -> Feedback:
     return feedback
 
 
-def message(value: Any, where: str) -> Values:
+def message(value: Any, where: str, budget: Budget = NO_BUDGET) -> Values:
     """The values of one message M. Raises Refused, naming a field below `where`."""
     if type(value) is not dict:
         raise Refused(where, "must be a JSON object")
     if "data" in value:
-        return _seldon_data(value["data"], where + ".data")
+        return _seldon_data(value["data"], where + ".data", budget)
     for key, read in _MESSAGE_FORMS.items():
         if key in value:
-            return read(value[key], f"{where}.{key}")
+            return read(value[key], f"{where}.{key}", budget)
     raise Refused(where, f"none of {', '.join(_MESSAGE_FORMS)} in it")
 
 
@@ -226,7 +262,7 @@ def check_label(text: str, where: str) -> str:
 # --- one message ----------------------------------------------------------------------------
 
 
-def _seldon_data(data: Any, where: str) -> Values:
+def _seldon_data(data: Any, where: str, budget: Budget) -> Values:
     if type(data) is not dict:
         raise Refused(where, "must be a JSON object")
     if "ndarray" in data:
@@ -235,7 +271,7 @@ def _seldon_data(data: Any, where: str) -> Values:
         key = next((key for key in _DATA_FORMS if key in data), None)
         if key is None:
             raise Refused(where, f"none of {', '.join(_DATA_FORMS)} in it")
-        values = _DATA_FORMS[key](data[key], f"{where}.{key}")
+        values = _DATA_FORMS[key](data[key], f"{where}.{key}", budget)
     if data.get("names"):
         values.names = _names(data["names"], f"{where}.names", values.width)
     return values
@@ -251,24 +287,24 @@ def _names(names: Any, where: str, width: int) -> tuple[str, ...] | None:
     return tuple(check_label(name, where) for name in names)
 
 
-def _any_json(value: Any, where: str) -> Values:
+def _any_json(value: Any, where: str, budget: Budget) -> Values:
     """A message, a bare array, or one label, as `jsonData` may hold."""
     if type(value) is dict:
         for key in value:
             if key in _NESTED_FORMS:
-                return _NESTED_FORMS[key](value[key], f"{where}.{key}")
+                return _NESTED_FORMS[key](value[key], f"{where}.{key}", budget)
         raise Refused(where, f"none of {', '.join(_NESTED_FORMS)} in it")
     return _array(value, where)
 
 
-def _text(value: Any, where: str) -> Values:
+def _text(value: Any, where: str, _: Budget) -> Values:
     if type(value) is not str:
         raise Refused(where, "must be a string")
     return _flat([value], where)
 
 
-def _binary(value: Any, where: str) -> Values:
-    return _any_json(load_json(_base64(value, where), where), where)
+def _binary(value: Any, where: str, budget: Budget) -> Values:
+    return _any_json(load_json(_base64(value, where), where), where, budget)
 
 
 def _base64(value: Any, where: str) -> bytes:
@@ -280,7 +316,7 @@ def _base64(value: Any, where: str) -> bytes:
         raise Refused(where, "not base64") from None
 
 
-def _outputs(outputs: Any, where: str) -> Values:
+def _outputs(outputs: Any, where: str, _: Budget) -> Values:
     """The one output of a V2 answer, or the one called predict_proba or predict."""
     if type(outputs) is not list or not outputs:
         raise Refused(where, "must be a list of outputs")
@@ -318,7 +354,7 @@ def _output(output: Mapping[str, Any], where: str) -> Values:
 # --- arrays ---------------------------------------------------------------------------------
 
 
-def _array(value: Any, where: str) -> Values:
+def _array(value: Any, where: str, _: Budget = NO_BUDGET) -> Values:
     """(N,) scalars, (N, K) rows, or a bare scalar as one row; a single column is (N,)."""
     if type(value) is not list:
         return _flat([value], where)
@@ -408,7 +444,7 @@ _MAX_DIMENSIONS = 32
 """Sizes that are multiplied at all: the product of a million would take hours."""
 
 
-def _tensor(tensor: Any, where: str) -> Values:
+def _tensor(tensor: Any, where: str, _: Budget) -> Values:
     if type(tensor) is not dict or type(tensor.get("values")) is not list:
         raise Refused(where, "must be an object with shape and values")
     flat = tensor["values"]
@@ -419,7 +455,7 @@ def _tensor(tensor: Any, where: str) -> Values:
     return values
 
 
-def _tftensor(tensor: Any, where: str) -> Values:
+def _tftensor(tensor: Any, where: str, budget: Budget) -> Values:
     """A TensorProto as JSON, in its own snake_case or in protobuf's camelCase.
 
     Source: tensorflow/core/framework/tensor.proto; a `*_val` list shorter than the shape
@@ -447,13 +483,10 @@ def _tftensor(tensor: Any, where: str) -> Values:
         flat = [convert(value) for value in flat]
     except (TypeError, ValueError, OverflowError, binascii.Error):
         raise Refused(f"{where}.{name}", f"holds something that is no {kind}") from None
-    if len(flat) < size <= _MAX_SPLAT:
+    if len(flat) < size:
+        budget.take(size - len(flat), f"{where}.{name}")
         flat += [flat[-1]] * (size - len(flat))
     return _shaped(flat, dims, f"{where}.{name}")
-
-
-_MAX_SPLAT = 1_000_000
-"""Scalars that a short `*_val` list may stand for: a body of bytes must not claim gigabytes."""
 
 
 def _snake(name: str) -> str:
@@ -564,7 +597,7 @@ def read_meta(meta: Any, where: str, feedback: Feedback) -> None:
 
 # --- tables ---------------------------------------------------------------------------------
 
-_Reader = Callable[[Any, str], Values]
+_Reader = Callable[[Any, str, Budget], Values]
 
 _DATA_FORMS: dict[str, _Reader] = {"ndarray": _array, "tensor": _tensor, "tftensor": _tftensor}
 _MESSAGE_FORMS: dict[str, _Reader] = {

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics.errors import Refused
-from metrics.payload import Feedback, check_label, decode, message, one_line, parse
+from metrics.payload import Budget, Feedback, check_label, decode, message, one_line, parse
 
 ROWS = [[0.25, 0.75], [1, 0]]
 FLAT = [0.25, 0.75, 1, 0]
@@ -231,7 +231,7 @@ GOOD |= {
 @pytest.mark.parametrize(("given_", "flat", "width"), GOOD.values(), ids=GOOD.keys())
 def test_every_form_becomes_the_same_values(given_: Any, flat: list[Any], width: int) -> None:
     """Each form is read into its scalars and its number of columns."""
-    values = message(given_, "truth")
+    values = message(given_, "truth", Budget(3))
     assert (values.flat, values.width) == (flat, width)
     if values.doubles is None or not width:  # many rows of numbers are kept as doubles
         assert list(map(type, values.flat)) == list(map(type, flat))
@@ -248,7 +248,7 @@ def test_reading_leaves_the_event_as_it_was() -> None:
     """Custom classes and error replies see what was sent."""
     for given_, _, _ in GOOD.values():
         before = copy.deepcopy(given_)
-        message(given_, "truth")
+        message(given_, "truth", Budget(3))
         assert given_ == before
 
 
@@ -526,12 +526,15 @@ def test_numbers_of_any_size_are_finite_or_refused_without_a_warning() -> None:
             assert message({"data": {"ndarray": flat}}, "truth").flat == flat
 
 
-def test_a_short_list_never_stands_for_gigabytes() -> None:
-    """A body of bytes may claim a million values, and not one more."""
-    assert len(message(tensor("DT_FLOAT", "float_val", [0.5], 1000, 1000), "truth")) == 1000
-    for sizes in ((1_000_001,), (1 << 20, 1 << 20), (1 << 62, 1 << 62)):
-        with pytest.raises(Refused, match="1 values for the shape"):
-            message(tensor("DT_FLOAT", "float_val", [0.5], *sizes), "truth")
+def test_a_short_list_stands_for_no_more_than_the_budget_has() -> None:
+    """What is filled up is taken from the budget, however it is laid out, and refused past it."""
+    budget = Budget(1000)
+    for rows, left in ((400, 601), (602, 0)):
+        values = message(tensor("DT_FLOAT", "float_val", [0.5], rows), "truth", budget)
+        assert (len(values), budget._left) == (rows, left)
+    for sizes in ((2,), (1_000_001,), (1 << 20, 1 << 20), (1 << 62, 1 << 62)):
+        with pytest.raises(Refused, match=r"float_val: is filled up with more numbers .* \(0\)"):
+            message(tensor("DT_FLOAT", "float_val", [0.5], *sizes), "truth", budget)
 
 
 TRUTH = {"truth": {"data": {"ndarray": [1]}}}

@@ -64,7 +64,7 @@ class Server:
         body = self.get(path)
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unavailable(f"{self.url}{path}: the answer is not JSON") from None
 
 

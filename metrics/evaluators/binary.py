@@ -56,7 +56,7 @@ def _labels(values: Values, classes: Classes) -> list[str]:
 
 def _columns(values: Values, classes: Classes) -> list[int]:
     """The class of each of the two columns."""
-    columns = classes.columns(values)
+    columns = list(classes.columns(values))
     if sorted(columns) != [0, 1]:
         raise Refused(values.field, "names a class that is none of the model's first two")
     return columns

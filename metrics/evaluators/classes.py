@@ -8,7 +8,7 @@ whose columns come in another order all count in the same class.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -89,15 +89,21 @@ class Classes:
     """The classes of one event: names in column order, and how labels find their keys."""
 
     def __init__(self, feedback: Feedback, settings: ModelSettings, known: Known) -> None:
-        sent = feedback.prediction.names if feedback.prediction else None
-        sent = sent or feedback.truth.names
-        fixed = settings.classes or tuple(known.constants.get("names", ()))
-        self.proposed = sent if sent and not fixed else None
-        self.names: tuple[str, ...] = fixed or sent or ()
+        self.proposed: tuple[str, ...] | None = None
+        self.names: tuple[str, ...] = ()
+        self._index: Mapping[str, str] = {}
+        fixed = settings.classes or known.constants.get("names")
+        if fixed:
+            self.names, self._index = _fixed(fixed)
+        else:
+            for side in (feedback.prediction, feedback.truth):
+                if side is not None and side.names:
+                    self.proposed = self.names = _few(side, settings.max_classes)
+                    self._index = _index_of(self.names)
+                    break
         self.configured = bool(settings.classes)
         self.fractions = settings.task != "auto"
         """Whether a lone fraction may be a label as written, as it was to the ancestor."""
-        self._index = _index_of(self.names)
 
     def fix(self, evaluation: Evaluation) -> None:
         """Propose the event's names as the model's, where it has none yet."""
@@ -106,7 +112,7 @@ class Classes:
 
     def are_columns(self, columns: Sequence[int]) -> bool:
         """Whether a whole number is the index of its column: no order, no name says otherwise."""
-        if len(self.names) > REMEMBERED or columns != list(range(len(columns))):
+        if len(self.names) > REMEMBERED or columns != range(len(columns)):
             return False
         return not _has_numeral(self.names)
 
@@ -140,8 +146,11 @@ class Classes:
 
         return find
 
-    def columns(self, values: Values) -> list[int]:
-        """The class index of each column of (N, K) values. Raises Refused for an unknown name."""
+    def columns(self, values: Values) -> Sequence[int]:
+        """The class index of each column of (N, K) values; a range where they are in order.
+
+        Raises Refused for an unknown name.
+        """
         if self.configured and len(self.names) != values.width:
             raise Refused(
                 values.field, f"rows of {values.width} values for {len(self.names)} classes"
@@ -151,9 +160,34 @@ class Classes:
                 return [int(self._index[name]) for name in values.names]
             except KeyError as error:
                 if not self.configured:
-                    return list(range(values.width))
+                    return range(values.width)
                 raise Refused(values.field, f"{error.args[0]!r} is no configured class") from None
-        return list(range(values.width))
+        return range(values.width)
+
+
+_Fixed = tuple[Sequence[str], tuple[str, ...], Mapping[str, str]]
+_FIXED: dict[int, _Fixed] = {}
+"""What is known of lists of names, by the identity of the list: they may be long."""
+
+
+def _fixed(names: Sequence[str]) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """A model's names as a tuple, and their keys; each event of a model brings the same list."""
+    found = _FIXED.get(id(names))
+    if found is None or found[0] is not names:
+        if len(_FIXED) >= 256:
+            _FIXED.clear()
+        as_tuple = tuple(names)
+        found = _FIXED[id(names)] = names, as_tuple, _index_of(as_tuple)
+    return found[1:]
+
+
+def _few(values: Values, most: int) -> tuple[str, ...]:
+    """The names of `values`. Raises Refused for more than a model may have classes."""
+    names = values.names or ()
+    if len(names) > most:
+        where = values.field.partition(".data")[0] + ".data.names"
+        raise Refused(where, f"{len(names)} names; FEEDBACK_MAX_CLASSES is {most}")
+    return names
 
 
 def _index_of(names: tuple[str, ...]) -> dict[str, str]:

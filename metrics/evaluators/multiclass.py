@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from ..errors import Refused
 from ..model_settings import ModelSettings
@@ -29,7 +30,7 @@ def evaluate_rows(feedback: Feedback, settings: ModelSettings, known: Known) -> 
     if prediction.width:
         _rows(evaluation, truth, prediction, classes, settings, known)
     else:
-        columns = classes.columns(truth) if truth.width else []
+        columns = classes.columns(truth) if truth.width else ()
         keys = column_keys(columns)
         true = [keys[at] for at in one_hot(truth)] if columns else _labels(truth, classes)
         predicted = _labels(prediction, classes, len(columns))
@@ -77,12 +78,25 @@ def _count(
     count_outcomes(evaluation.increment, pairs, counted_as)
 
 
-def column_keys(columns: Sequence[int]) -> tuple[str, ...]:
-    """The class keys of columns."""
-    return _keys_of(tuple(columns)) if len(columns) <= REMEMBERED else tuple(map(str, columns))
+def column_keys(columns: Sequence[int]) -> Sequence[str]:
+    """The class keys of columns; those of very many are made as they are asked for."""
+    return _keys_of(tuple(columns)) if len(columns) <= REMEMBERED else _Keys(columns)
 
 
-@lru_cache(maxsize=1024)
+class _Keys(Sequence[str]):
+    """The keys of columns, none of them in memory: a row of a million takes few bytes each."""
+
+    def __init__(self, columns: Sequence[int]) -> None:
+        self._columns = columns
+
+    def __getitem__(self, at: Any) -> Any:
+        return str(self._columns[at])
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+@lru_cache(maxsize=128)
 def _keys_of(columns: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(map(str, columns))
 
@@ -98,7 +112,7 @@ def argmax(values: Values) -> Sequence[int]:
 
 
 def _true_columns(
-    truth: Values, classes: Classes, columns: list[int], keys: Sequence[str]
+    truth: Values, classes: Classes, columns: Sequence[int], keys: Sequence[str]
 ) -> Sequence[int]:
     """The prediction's column in which each row's truth stands."""
     if not truth.width:
@@ -115,7 +129,10 @@ def _true_columns(
         if own == columns:
             return best
         true = [str(own[column]) for column in best]
-    at = {key: position for position, key in enumerate(keys)}
+    if isinstance(columns, range):
+        at = {key: int(key) for key in set(true) if key.isdecimal() and int(key) < len(columns)}
+    else:
+        at = {key: position for position, key in enumerate(keys)}
     try:
         return [at[key] for key in true]
     except KeyError as error:

@@ -95,7 +95,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
             return None
         if prediction.names not in (None, classes.names):
             return None
-        if not classes.are_columns(list(range(width))):
+        if not classes.are_columns(range(width)):
             return None
     best = row.index(confidence)
     labels = known.labels.get("class", ())
