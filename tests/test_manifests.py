@@ -11,6 +11,7 @@ import argparse
 import copy
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from metrics.alerts import Rule, Transition
 from metrics.watch import Alert
 from metrics.windows import duration
 from tests.manifest_schemas import FUNC_YAML, Manifest, faults, refusals
+from tests.servers_http import OwnServer
 
 ROOT = Path(__file__).parent.parent
 KNATIVE = ROOT / "knative"
@@ -666,17 +668,46 @@ def test_func_sees_a_parliament_function() -> None:
     assert re.search(r"(?m)^[ \t]*(from|import)[ \t]+parliament\b", modules)
 
 
-def test_image_holds_what_runs_and_no_more() -> None:
-    """.funcignore leaves out tests and state, and nothing that the function needs."""
+def _ignored() -> set[Path]:
+    """What .funcignore leaves out."""
     lines = (ROOT / ".funcignore").read_text().splitlines()
     assert all(line.strip() for line in lines), "s2i reads a blank line as the whole directory"
     patterns = [line.removeprefix("/") for line in lines if not line.startswith("#")]
-    ignored = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    needed = ["func.py", "metrics", "Procfile", "app.sh", "requirements.txt", "pyproject.toml"]
-    assert ignored.isdisjoint(ROOT / name for name in [*needed, "README.md", "LICENSE"])
-    assert {ROOT / name for name in ("tests", "knative")} <= ignored
     assert {".git", ".venv", "state"} <= set(patterns)
+    return {path for pattern in patterns for path in ROOT.glob(pattern)}
+
+
+def test_image_holds_what_runs_and_no_more() -> None:
+    """.funcignore leaves out tests and state, and nothing that the function needs."""
+    ignored = _ignored()
+    needed = ["func.py", "metrics", "Procfile", "app.sh", "requirements.txt", "LICENSE"]
+    assert ignored.isdisjoint(ROOT / name for name in needed)
+    assert {ROOT / name for name in ("tests", "knative")} <= ignored
     assert not any(os.sep + "metrics" + os.sep in str(path) for path in ignored - _caches(ignored))
+
+
+OTHER_INSTALLERS = (
+    *("pyproject.toml", "poetry.lock", "uv.lock", "pixi.lock", "Pipfile", "Pipfile.lock"),
+    *("environment.yml", "package-list.txt", "setup.py", "setup.cfg"),
+)
+"""Files by which Paketo's or s2i's detection takes something else than pip and requirements.txt."""
+
+
+def test_image_is_made_by_pip(tmp_path: Path) -> None:
+    """What .funcignore leaves makes no builder take Poetry or its like, and it serves."""
+    ignored = {str(path) for path in _ignored()}
+    shutil.copytree(
+        ROOT,
+        tmp_path / "image",
+        ignore=lambda at, names: [name for name in names if os.path.join(at, name) in ignored],
+    )
+    left = {path.name for path in (tmp_path / "image").iterdir()}
+    assert left.isdisjoint(OTHER_INSTALLERS)
+    assert {"requirements.txt", "Procfile"} <= left
+
+    with OwnServer(tmp_path, PYTHONPATH=str(tmp_path / "image")) as server:
+        assert server.feedback("1").status == 200
+        assert server.get("/", accept="text/html").status == 200
 
 
 def _caches(paths: set[Path]) -> set[Path]:
