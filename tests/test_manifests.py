@@ -639,6 +639,30 @@ def test_func_deploys_what_base_applies(func: Manifest) -> None:
     assert trigger["metadata"]["name"] == f"{func['name']}-function-trigger-0"
 
 
+@pytest.mark.parametrize("directory", ON_KNATIVE)
+def test_what_func_deploy_would_undo_is_told(directory: str, func: Manifest) -> None:
+    """It sets the template's variables and annotations to func.yaml's; README tells the cost."""
+    template = function(directory)["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    deployed = {each["name"]: each["value"] for each in func["run"]["envs"]}
+    lost = {name for name, text in environment(container).items() if deployed.get(name) != text}
+    name = directory.removeprefix("overlays/")
+    rows = dict(re.findall(r"(?m)^\| ([^|]+) \| ([^|]+) \|$", (KNATIVE / "README.md").read_text()))
+    (row,) = (text for names, text in rows.items() if name in names.split(", "))
+    assert {f"`{variable}`" for variable in lost} <= set(re.findall("`[^`]+`", row))
+    retention = "autoscaling.knative.dev/scale-to-zero-pod-retention-period"
+    assert retention in template["metadata"]["annotations"]
+    assert retention not in func["deploy"]["annotations"]
+
+
+@pytest.mark.parametrize("directory", ["base", *(each for each in BUILDS if "overlays/" in each)])
+def test_the_image_is_named_where_it_is_applied(directory: str) -> None:
+    """So that applying again keeps it: `kustomize edit set image` changes the entry there."""
+    own = yaml.safe_load((KNATIVE / directory / "kustomization.yaml").read_text())
+    name, _, tag = IMAGE.rpartition(":")
+    assert own["images"] == [{"name": name, "newName": name, "newTag": tag}]
+
+
 def test_func_puts_no_scaling_on_the_service(func: Manifest) -> None:
     """deploy.annotations go on the Service too, where Knative refuses autoscaling ones."""
     assert not any(
