@@ -23,6 +23,7 @@ from .counters import Labels, Number, Vector, superseded, value
 from .evaluators.user_metrics import BUCKETS
 from .joins import DELAYS
 from .model_settings import ModelSettings
+from .scores.classification import Counts
 from .scores.coverage import HALVES, halves
 from .scores.view import ALL, Scored, naming, score_vector, segments_of, task_of, vector_of
 from .state import ModelState
@@ -162,6 +163,9 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
         ("rejected", "rejected"),
     ):
         count("events", help, value(vector, family), outcome=outcome)
+    if created:
+        help = "Time of the model's first event, since which its counters count."
+        families.gauge("feedback_model_created_timestamp_seconds", help, labels, created)
     for rule in settings.alerts:
         families.gauge(
             "feedback_alert_firing",
@@ -171,15 +175,15 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
         )
     if not HALVES.isdisjoint(vector):
         _add_halves(families, count, labels, vector)
+        if not scored.events:  # zeros, so that `increase` sees the first rows
+            _add_rows(count, scored)
     if not scored.events:
         return
     added, taken = superseded(vector)
-    if taken:
-        _add_counts(count, "superseded_", scored.of(taken), app)
-        scored_ever = scored.of(added)
-    else:
-        scored_ever = scored
-    _add_counts(count, "", scored_ever, app)
+    scored_ever = scored.of(added) if taken else scored
+    if taken or app.settings.corrections:
+        _add_counts(count, "superseded_", scored_ever, scored.of(taken), app)
+    _add_counts(count, "", scored_ever, scored_ever, app)
     _add_scores(families, labels, state, settings, scored, now)
     last = state.gauges.get(("last_event", ()))
     if last is not None:
@@ -222,17 +226,35 @@ def _add_halves(families: _Families, count: Any, labels: dict[str, str], vector:
     families.histogram("feedback_truth_delay_seconds", help, labels, buckets, total)
 
 
-def _add_counts(count: Any, prefix: str, scored: Scored, app: App) -> None:
-    """What ratios are made of; with a prefix, of what corrections took back."""
+def _add_rows(count: Any, scored: Scored) -> None:
+    count("rows", "Rows compared with their truth.", scored.rows)
+    count("late_events", "Events too old for every window.", value(scored.vector, "late"))
+
+
+def _add_counts(count: Any, prefix: str, known: Scored, scored: Scored, app: App) -> None:
+    """What ratios are made of; with a prefix, of what corrections took back.
+
+    `known` says which series there are, `scored` has the numbers: what nothing was taken back of
+    is exposed as 0, so that `increase` sees the first correction.
+    """
     vector = scored.vector
     again = " Of what corrections took back." if prefix else ""
 
     def add(name: str, help: str, number: Number, **more: str) -> None:
         count(prefix + name, help + again, number, **more)
 
-    add("rows", "Rows compared with their truth.", scored.rows)
-    add("late_events", "Events too old for every window.", value(vector, "late"))
-    for each in scored.classes:
+    _add_rows(add, scored)
+    _add_sums(add, known.vector, vector, len(known.outputs))
+    if known.task == "regression":  # its first rows may have been counted as classes
+        return
+    one_class = known.task in ("binary", "multiclass")
+    if one_class:
+        help = "Rows whose predicted class was the true one."
+        add("correct_rows", help, sum(vector.get("true_positives", {}).values()))
+    counts = {each.name: each for each in scored.classes}
+    classes = [each.name for each in known.classes]
+    for label in classes:
+        each = counts.get(label) or Counts(label, 0, 0, 0, scored.rows)
         for name, number in (
             ("true_positives", each.hits),
             ("false_positives", each.alarms),
@@ -240,9 +262,8 @@ def _add_counts(count: Any, prefix: str, scored: Scored, app: App) -> None:
             ("true_negatives", each.rejections),
         ):
             kind = name.replace("_", " ").capitalize()
-            add(name, f"{kind} of the class against the rest.", number, **{"class": each.name})
-    classes = [each.name for each in scored.classes]
-    if scored.task in ("binary", "multiclass") and len(classes) <= app.settings.confusion_classes:
+            add(name, f"{kind} of the class against the rest.", number, **{"class": label})
+    if one_class and len(classes) <= app.settings.confusion_classes:
         for truth in classes:
             for prediction in classes:
                 add(
@@ -252,20 +273,18 @@ def _add_counts(count: Any, prefix: str, scored: Scored, app: App) -> None:
                     truth=truth,
                     prediction=prediction,
                 )
-    _add_sums(add, vector, len(scored.outputs))
 
 
-def _add_sums(count: Any, vector: Any, outputs: int) -> None:
-    """Sums from which PromQL can make ratios."""
+def _add_sums(count: Any, known: Vector, vector: Vector, outputs: int) -> None:
+    """Sums from which PromQL can make ratios; those in `known`, with their numbers in `vector`."""
     for family, name, help in _SUMS:
-        if family in vector:
+        if family in known:
             count(name, help, value(vector, family))
     for family, name, help in _OUTPUT_SUMS:
-        for (output,), number in sorted(vector.get(family, {}).items()):
-            count(name, help, number, **({"output": output} if outputs > 1 else {}))
-    if "rewards" not in vector:
-        return
-    for labels in sorted(vector["rewards"]):
+        for labels in sorted(known.get(family, {})):
+            more = {"output": labels[0]} if outputs > 1 else {}
+            count(name, help, value(vector, family, *labels), **more)
+    for labels in sorted(known.get("rewards", {})):
         more = {"route": labels[0]} if labels else {}
         name = "route_reward" if labels else "reward"
         of = "a route's rewards" if labels else "rewards"

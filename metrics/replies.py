@@ -1,7 +1,8 @@
 """What is answered: the events that answer events, and the problems of those that cannot be.
 
 A metrics event tells its model's view, which all events of a commit share, and what the one event
-it answers has added. Its id follows from that event's, so that a redelivery gets the same again.
+it answers has added. Its id follows from that event's. The answer to a redelivery has the same id
+and increment; its time and totals are those of the second answer.
 """
 
 from __future__ import annotations

