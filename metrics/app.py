@@ -394,7 +394,7 @@ class App:
     def _sink_alert(self, alert: Alert) -> None:
         """Hand an alert to the sink."""
         assert self.sink is not None
-        self.sink.alert(alert.id, *self.replies.alert(alert))
+        self.sink.alert(f"{alert.model} {alert.rule.name}", *self.replies.alert(alert))
 
     def _rejection(self, error: Refused) -> Entry:
         """An entry that counts a refused event, at its model where that is known."""
