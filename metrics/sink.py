@@ -40,8 +40,10 @@ MAX_RETRY_AFTER_SECONDS = 300.0
 """How long a sink may have us wait by Retry-After."""
 LAST_SECONDS = 3.0
 """How long `close` tries to deliver what is left, and waits for a delivery that hangs."""
-MAX_ALERTS = 10_000
-"""Alerts that may wait; further ones are not taken."""
+MAX_ALERTS = 1000
+"""Alerts that may wait; further ones are not taken, nor"""
+MAX_OF_RULE = 8
+"""more of one rule."""
 MAX_ANSWER = 1 << 20
 """Bytes of an answer that are read so that its connection can be used again."""
 RETRIED = frozenset({404, 408, 409, 429})
@@ -64,15 +66,14 @@ class Tally(Protocol):
 class Message:
     """A model's summary: the attributes of its last event, all increments since. Or an alert."""
 
+    model: str
     attributes: Mapping[str, str]
     increment: Vector = field(default_factory=dict)
     failed: bool = False
     fixed: bool = False
     """Whether nothing may be added any more: the sink may have taken it under its id."""
-    data: bytes = b""
-    """What is posted, where it is fixed: an alert is an event of its own."""
     settled: Callable[[], None] | None = None
-    """Called once the sink took the message, or refused it for good."""
+    """An alert's: called once the sink took it, or refused it for good."""
 
 
 @dataclass(slots=True)
@@ -140,30 +141,28 @@ class Sink:
                     message.failed = False
                     self._tally.sunk(SUPERSEDED)
             else:
-                message = Message({})
+                message = Message(model, {})
                 line.messages.append(message)
                 self._wake.notify()
             message.attributes = {**attributes, **self._overrides}
             add(message.increment, increment)
 
     def alert(
-        self,
-        rule: str,
-        attributes: Mapping[str, str],
-        data: bytes,
-        settled: Callable[[], None] | None = None,
+        self, rule: str, model: str, attributes: Mapping[str, str], settled: Callable[[], None]
     ) -> bool:
         """Have the sink hear of an alert, after those of the same rule; tells whether it will.
 
-        `settled` is called, from the sink's thread, once it was taken or refused for good. Never
-        waits, never raises.
+        `rule` is the model's and the rule's. `settled` is called, from the sink's thread, once it
+        was taken or refused for good. Never waits, never raises.
         """
         with self._wake:
-            if self._waiting_alerts >= MAX_ALERTS or self._last_chance is not None:
+            line = self._alerts.get(rule) or Line(rule)
+            full = self._waiting_alerts >= MAX_ALERTS or len(line.messages) >= MAX_OF_RULE
+            if full or self._last_chance is not None:
                 return False
             self._waiting_alerts += 1
-            message = Message({**attributes, **self._overrides}, data=data, settled=settled)
-            self._alerts.setdefault(rule, Line(rule)).messages.append(message)
+            self._alerts[rule] = line
+            line.messages.append(Message(model, {**attributes, **self._overrides}, settled=settled))
             self._wake.notify()
             return True
 
@@ -218,7 +217,7 @@ class Sink:
     def _deliver(self, line: Line, message: Message) -> None:
         self._posting = False
         try:
-            data = message.data or self._data(line.name, message.increment)
+            data = self._data(message.model, message.increment)
             status, wait = self._post(message, data)
         except (OSError, HTTPException, Unavailable) as error:
             self._disconnect()
@@ -247,7 +246,7 @@ class Sink:
         """Have no more to do with a message."""
         self._tally.sunk(outcome)
         with self._wake:
-            if message.data:
+            if message.settled is not None:
                 self._waiting_alerts -= 1
                 if not line.messages:
                     self._alerts.pop(line.name, None)
@@ -267,7 +266,7 @@ class Sink:
             self._failures += 1
             line.failures += 1
             message.failed = True
-            if line.messages and not message.data and not message.fixed:
+            if line.messages and message.settled is None and not message.fixed:
                 newer = line.messages.popleft()
                 add(message.increment, newer.increment)
                 message.attributes = newer.attributes

@@ -22,7 +22,7 @@ LAYERS = (
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
     | {"background", "isolation"},
-    {"committer", "config", "models_file", "sink", "watch", "identity"},
+    {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
     {"labels", "replies"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
