@@ -30,12 +30,13 @@ from .isolation import Isolation
 from .joins import PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .labels import UNKNOWN, LabelsInUse, segments_of
 from .models_file import ModelsFile
+from .outbox import Alert, Outbox
 from .payload import Feedback, dump_json
 from .replies import EMPTY, Replies, Response, problem
 from .server_stats import ServerStats
 from .state import TAG, Constants, Entry, Gauge, GaugeKey, ModelState, State, home_of
 from .store import Store
-from .watch import Alert, Watch
+from .watch import Watch
 from .windows import ALL_TIME, in_segments, place
 
 if TYPE_CHECKING:
@@ -108,9 +109,12 @@ class App:
         self.joins = self._make_joins() if settings.join_ttl else None
         self.sink = self._open_sink()
         self.identity = self._open_identity()
+        self.outbox: Outbox | None = None
         self.watch: Watch | None = None
         if settings.models_file:  # the only place that can have rules
-            self.watch = Watch(store, self.models.of, self._sink_alert if self.sink else None)
+            if self.sink is not None:
+                self.outbox = Outbox(store, self._sink_alert, self.stats.unforeseen)
+            self.watch = Watch(store, self.models.of, self.stats.unforeseen, self.outbox)
         self.committer = Committer(
             store,
             settings.max_queue,
@@ -119,7 +123,7 @@ class App:
             now,
             self._lapsed if self.joins else None,
             self.watch.after if self.watch else None,
-            self.watch.tick if self.watch and settings.sink else None,
+            self.watch.tick if self.outbox and self.watch else None,
         )
         self._accepted = settings.accept_types
         if self.joins:
@@ -139,6 +143,8 @@ class App:
             each()
         if self.sink is not None:
             self.sink.close()
+        if self.outbox is not None:
+            self.outbox.close(self.now())
         self.store.close()
 
     @property
@@ -391,10 +397,13 @@ class App:
         """The alert that the reply to an event is to tell, if any."""
         return self.watch.told(entry) if self.watch else None
 
-    def _sink_alert(self, alert: Alert) -> None:
-        """Hand an alert to the sink."""
+    def _sink_alert(self, alert: Alert) -> bool:
+        """Hand an alert to the sink; tells whether it has room for it."""
         assert self.sink is not None
-        self.sink.alert(alert.id, *self.replies.alert(alert))
+        assert self.outbox is not None
+        line = f"{alert.model} {alert.rule.name}"
+        settled = partial(self.outbox.settled, alert)
+        return self.sink.alert(line, alert.model, self.replies.alert(alert), settled)
 
     def _rejection(self, error: Refused) -> Entry:
         """An entry that counts a refused event, at its model where that is known."""

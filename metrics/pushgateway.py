@@ -17,7 +17,9 @@ import time as clock
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import TYPE_CHECKING
+from urllib.request import Request
 
+from . import background
 from .errors import StoreUnavailable
 from .server_stats import PUSH_OUTCOMES
 
@@ -28,6 +30,8 @@ logger = logging.getLogger("metrics.pushgateway")
 
 TIMEOUT_SECONDS = 2.0
 """How long one push may take."""
+LAST_SECONDS = 2.0
+"""How long `close` waits for the last push, and for one that hangs."""
 PUSHED, FAILED = PUSH_OUTCOMES
 
 
@@ -42,18 +46,20 @@ class Pusher:
         self._commits = app.stats.commits()
         self._failing = False
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pushgateway", daemon=True)
-        self._thread.start()
+        self._thread = background.start("pushgateway", self._turn, app.stats.unforeseen)
 
     def close(self) -> None:
-        """Push what is new for the last time, and stop."""
+        """Push what is new for the last time, within LAST_SECONDS, and stop."""
         self._closing.set()
-        self._thread.join(2 * TIMEOUT_SECONDS)
+        self._thread.join(LAST_SECONDS)
+        if self._thread.is_alive():
+            logger.error("the last totals are not pushed")
 
-    def _run(self) -> None:
-        while not self._closing.wait(self._interval):
-            self._push()
+    def _turn(self) -> bool:
+        """Wait an interval and push; tells whether to go on."""
+        last = self._closing.wait(self._interval)
         self._push()
+        return not last
 
     def _push(self) -> None:
         commits = self._app.stats.commits()
@@ -69,10 +75,9 @@ class Pusher:
             self._failing = True
             self._app.stats.pushed(FAILED)
             return
-        except Exception:
-            logger.exception("totals are not pushed")
+        except Exception:  # a bug: reported where the thread goes on
             self._app.stats.pushed(FAILED)
-            return
+            raise
         if self._failing:
             logger.info("the Pushgateway gets totals again")
         self._failing = False
@@ -82,9 +87,10 @@ class Pusher:
     def _send(self) -> None:
         # Imported when first needed: a cold start answers its first event without them.
         from prometheus_client import CollectorRegistry
-        from prometheus_client.exposition import default_handler, push_to_gateway
+        from prometheus_client.exposition import push_to_gateway
 
         from .exposition import render
+        from .outgoing import opener
 
         self._app.store.commit([], clock.time())  # so that `read` holds what other workers added
         text, _ = render(self._app, "")
@@ -96,7 +102,8 @@ class Pusher:
             headers: list[tuple[str, str]],
             data: bytes,
         ) -> Callable[[], None]:
-            return default_handler(url, method, timeout, headers, lasting(text))
+            request = Request(url, lasting(text), dict(headers), method=method)
+            return lambda: opener().open(request, timeout=timeout).close()
 
         registry = CollectorRegistry()  # stays empty: `render` has encoded each model already
         push_to_gateway(

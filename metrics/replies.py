@@ -32,11 +32,11 @@ from .isolation import Isolation
 from .joins import IDENTITY
 from .model_settings import ModelSettings
 from .models_file import ModelsFile
+from .outbox import Alert
 from .payload import check_label, one_line
 from .scores import model_view
 from .state import Entry, ModelState
 from .store import Store
-from .watch import Alert
 
 MAX_DETAIL = 160
 """Characters of a problem's reason. With its quotes and non-ASCII the body stays below 768 bytes,
@@ -195,16 +195,15 @@ class Replies:
         """The data of an event about a model as of its last commit."""
         return self._data(model, increment, self._store.read().models.get(model))
 
-    def alert(self, alert: Alert) -> tuple[dict[str, str], bytes]:
-        """Attributes and data of the event that tells of an alert and answers none."""
-        attributes = {
+    def alert(self, alert: Alert) -> dict[str, str]:
+        """Attributes of the event that tells of an alert and answers none."""
+        return {
             "source": self._settings.event_source,
             "subject": alert.model,
             "time": format_time(int(alert.transition.time)),
             **dict(zip(IDENTITY, alert.model.split("/"), strict=False)),
             **self._alert_attributes(alert),
         }
-        return attributes, self.summary(alert.model, {})
 
     def _emitted(
         self, event: Event, entry: Entry, state: ModelState | None, alert: Alert | None

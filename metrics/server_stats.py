@@ -27,7 +27,7 @@ ERROR_KINDS = (
 )
 SINK_OUTCOMES = ("sent", "failed", "superseded", "dropped")
 PUSH_OUTCOMES = ("pushed", "failed")
-PARTS = ("committer", "sink", "pushgateway", "models", "reply", "other")
+PARTS = ("committer", "sink", "pushgateway", "alerts", "models", "reply", "other")
 """Parts of the program whose unforeseen errors are counted."""
 
 _COMMIT = 1

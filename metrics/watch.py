@@ -2,18 +2,21 @@
 
 The status of a rule is replaced in the store by compare-and-set, in a transaction of its own before
 the events that led to it are answered: so of all replicas one tells a transition. In reply mode it
-goes with an event, which remembers it by its digest, so that a redelivery is told the same.
+goes with an event, which remembers it by its digest, so that a redelivery is told the same. For a
+sink it is put into the outbox by the same transaction.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
-from .alerts import Rule, Status, Transition, status_of, step
-from .errors import ConstantsDiffer
+from . import background
+from .alerts import Rule, Status, status_of, step
+from .errors import ConstantsDiffer, FeedbackMetricsError
 from .model_settings import ModelSettings
+from .outbox import Alert, Outbox, constant, with_one_more
 from .scores.view import Scored, naming, score_vector, task_of, vector_of
 from .state import Entry, ModelState
 from .store import Store
@@ -24,46 +27,28 @@ ATTEMPTS = 5
 """Tries of a transition while other replicas make theirs."""
 
 
-class Alert(NamedTuple):
-    """A transition of a model's rule, to be told."""
-
-    model: str
-    rule: Rule
-    transition: Transition
-
-    @property
-    def id(self) -> str:
-        """The id of its event."""
-        return self.transition.id(self.model, self.rule)
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """What a Trigger can filter on."""
-        return {
-            "score": self.rule.score,
-            "state": self.transition.state,
-            "rule": self.rule.name,
-        }
-
-
 class Watch:
-    """Watches the rules of all models; `tell` takes what no reply can carry."""
+    """Watches the rules of all models; with an `outbox`, no reply carries what is to be told."""
 
     def __init__(
         self,
         store: Store,
         settings_of: Callable[[str], ModelSettings],
-        tell: Callable[[Alert], None] | None,
+        count: background.Count,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._settings_of = settings_of
-        self._tell = tell
+        self._count = count
+        self._outbox = outbox
 
     def after(self, entries: Sequence[Entry], now: float) -> None:
         """Watch the models of a commit; its events carry what is to be told, one each at most.
 
         What finds no event to go with waits for the next one.
         """
+        if self._outbox is not None:
+            self._outbox.settle(now)
         by_model: dict[str, list[Entry]] = {}
         for entry in entries:
             by_model.setdefault(entry.model, []).append(entry)
@@ -80,11 +65,20 @@ class Watch:
             self._watch(model, settings, carriers, now)
 
     def tick(self, now: float) -> None:
-        """Watch all models: time alone can bring a rule to fire, or to be resolved."""
+        """Watch all models: time alone can bring a rule to fire, or to be resolved.
+
+        With an outbox: what others left there is told.
+        """
+        if self._outbox is not None:
+            self._outbox.settle(now)
+        rules: dict[str, Sequence[Rule]] = {}
         for model in self._store.read().models:
             settings = self._settings_of(model)
             if settings.alerts:
+                rules[model] = settings.alerts
                 self._watch(model, settings, [], now)
+        if self._outbox is not None:
+            self._outbox.look(rules)
 
     def told(self, entry: Entry, state: ModelState | None = None) -> Alert | None:
         """The alert that went with an event, this time or when it came before."""
@@ -106,7 +100,17 @@ class Watch:
     def _watch(
         self, model: str, settings: ModelSettings, carriers: list[Entry], now: float
     ) -> None:
-        """Bring the rules of one model up to date."""
+        """Bring the rules of one model up to date; an unforeseen error stops no other's."""
+        try:
+            self._bring_up(model, settings, carriers, now)
+        except FeedbackMetricsError:
+            raise
+        except Exception as error:
+            background.report("alerts", error, self._count)
+
+    def _bring_up(
+        self, model: str, settings: ModelSettings, carriers: list[Entry], now: float
+    ) -> None:
         for _ in range(ATTEMPTS):
             state = self._store.read().models.get(model)
             if state is None:
@@ -115,20 +119,17 @@ class Watch:
             if found is None:
                 return
             rule, status, carrier = found
-            known = state.constants.get(rule.constant)
-            change = Entry(
-                model,
-                b"",
-                (),
-                {},
-                constants={rule.constant: status.json()},
-                replaces={rule.constant: known},
-            )
+            before = status_of(state.constants, rule).transitions
+            constants: dict[str, Any] = {rule.constant: status.json()}
+            if self._outbox is not None and status.transitions > before:
+                constants[constant(rule)] = with_one_more(state.constants, rule, status.recent[-1])
+            replaces = {name: state.constants.get(name) for name in constants}
+            change = Entry(model, b"", (), {}, constants=constants, replaces=replaces)
             try:
                 self._store.commit([change], now)
             except ConstantsDiffer:
                 continue  # another replica was faster: see what is left to do
-            if status.transitions > status_of(state.constants, rule).transitions:
+            if status.transitions > before:
                 alert = Alert(model, rule, status.recent[-1])
                 logger.warning(
                     "%s: %s %s: %s is %.6g",
@@ -138,8 +139,8 @@ class Watch:
                     rule.score,
                     status.value,
                 )
-                if self._tell is not None:
-                    self._tell(alert)
+                if self._outbox is not None:
+                    self._outbox.hand(model, (rule,))
                 elif carrier is not None:
                     carrier.alert = alert
                     carriers.remove(carrier)
@@ -161,12 +162,12 @@ class Watch:
             of_window = scored[rule.window]
             value = of_window.scores.get(rule.score)
             carrier = carriers[-1] if carriers else None
-            digest = carrier.digest.hex() if carrier and self._tell is None else ""
+            digest = carrier.digest.hex() if carrier and self._outbox is None else ""
             before = status_of(state.constants, rule)
             status = step(rule, before, value, of_window.rows, now, digest)
             if status is None:
                 continue
-            if status.transitions > before.transitions and not carrier and self._tell is None:
+            if status.transitions > before.transitions and not carrier and self._outbox is None:
                 continue  # nobody would hear of it
             return rule, status, carrier
         return None

@@ -29,6 +29,10 @@ class Receiver:
         self.answer: Callable[[dict[str, str]], int] = lambda _: 202
         self.hang_up_after = False
         """Whether a connection is closed, without a word, once a request of it is answered."""
+        self.lose_answer = False
+        """Whether the next answer is not sent, but its connection closed."""
+        self.headers: dict[str, str] = {}
+        """Sent with each answer."""
         self.deliveries: list[Delivery] = []
         """All requests, in their order, with those that were refused."""
         self.connections = 0
@@ -54,8 +58,13 @@ class Receiver:
                 at = time.monotonic()
                 status = receiver.answer(named)
                 receiver.deliveries.append(Delivery(at, status, named, json.loads(body)))
+                if receiver.lose_answer:
+                    receiver.lose_answer = False
+                    self.close_connection = True
+                    return
                 self.send_response(status)
-                self.send_header("content-length", "0")
+                for name, text in {"content-length": "0", **receiver.headers}.items():
+                    self.send_header(name, text)
                 self.end_headers()
                 self.close_connection = receiver.hang_up_after
 
@@ -89,6 +98,11 @@ class Receiver:
         """The attributes of the alerts that were answered 2xx."""
         named = [each.attributes for each in self.taken]
         return [each for each in named if each["type"].endswith(".alert")]
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._open)
 
     def hang_up(self) -> None:
         """Close all connections that are open now."""

@@ -15,14 +15,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metrics"
 
 LAYERS = (
-    {"errors", "counters", "bins", "histograms", "http1", "urls", "__init__"},
+    {"errors", "counters", "bins", "histograms", "http1", "urls", "outgoing", "__init__"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
     | {"background", "isolation"},
-    {"committer", "config", "models_file", "sink", "watch", "identity"},
+    {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
     {"labels", "replies"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"commands"},
     {"cli", "__main__"},
 )
-PURE = set().union(*LAYERS[:5]) - {"http1"}
+PURE = set().union(*LAYERS[:5]) - {"http1", "outgoing"}
 IMPURE = {"time", "random", "os", "secrets", "uuid", "socket", "threading", "asyncio", "sqlite3"}
 
 

@@ -156,7 +156,7 @@ def test_a_counted_event_is_never_answered_500(
     def fail(*_: Any) -> None:
         raise RecursionError("a bug")
 
-    monkeypatch.setattr("metrics.replies.model_view", fail)
+    monkeypatch.setattr(app.replies, "batch" if batch else "reply", fail)
     named = attributes("1", MODEL)
     headers = {f"ce-{name}": text for name, text in named.items()}
     headers["content-type"] = "application/json"
@@ -177,9 +177,11 @@ def test_a_counted_event_is_never_answered_500(
 
 def test_prepared_replies_that_fail_harm_nobody(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made ahead of the commit, for the answer to be ready: an error there is the answer's."""
-    monkeypatch.setattr(
-        "metrics.replies.model_view", lambda *_: (_ for _ in ()).throw(ValueError("a bug"))
-    )
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(app.replies, "reply", fail)
     app.committer.ahead = app.prepare
     assert (
         app.post_sync(

