@@ -39,6 +39,8 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         task = known.constants.get("task", "")
         if not task:
             task, decided = infer(feedback.truth, feedback.prediction)
+        elif type(task) is not str or task not in _TASKS:  # a store that others wrote to
+            task, _ = infer(feedback.truth, feedback.prediction)
     if task in _TASKS:
         try:
             evaluation = _TASKS[task](feedback, settings, known)
@@ -52,7 +54,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
                 ) from None
             raise
     else:
-        evaluation = user_metrics.evaluate_custom(feedback, task, known)
+        evaluation = user_metrics.evaluate_custom(feedback, settings, known)
     if decided:
         evaluation.constants["task"] = task
     if type(evaluation.increment) is dict:  # others say so themselves
