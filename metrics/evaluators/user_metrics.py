@@ -32,6 +32,9 @@ KINDS = ("COUNTER", "GAUGE", "TIMER")
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,199}")
 _RESERVED_NAMES = ("feedback_", "seldon_metric_", "python_", "process_", "__")
+_PROMETHEUS_NAMES = ("up", "ALERTS", "ALERTS_FOR_STATE")
+_PROMETHEUS_PREFIX = "scrape_"
+"""What Prometheus itself stores under these names would be mixed with a sender's numbers."""
 _RESERVED_SUFFIXES = ("_bucket", "_sum", "_count", "_created", "_info")
 _RESERVED_TAGS = frozenset(
     {
@@ -102,18 +105,20 @@ def _name(name: Any, kind: Any, at: str) -> str:
         raise Refused(f"{at}.key", "must be a string")
     if not _NAME.fullmatch(name):
         raise Refused(f"{at}.key", f"{one_line(name, 40)!r} is no metric name")
-    if name.startswith(_RESERVED_NAMES) or (
-        kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total"))
+    bare: str = name.removesuffix("_total")
+    if (
+        bare in _PROMETHEUS_NAMES
+        or name.startswith((*_RESERVED_NAMES, _PROMETHEUS_PREFIX))
+        or (kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total")))
     ):
         raise Refused(f"{at}.key", f"{name!r} is reserved")
-    bare: str = name.removesuffix("_total")
     if not bare:
         raise Refused(f"{at}.key", "'_total' is no metric name")
     return bare
 
 
 def _tags(tags: Any, at: str) -> Labels:
-    """(tag, value, tag, value, …), sorted by tag."""
+    """(tag, value, tag, value, …), sorted by tag; to Prometheus an empty value is no tag."""
     if not tags:
         return ()
     if type(tags) is not dict or len(tags) > MAX_TAGS:
@@ -126,7 +131,8 @@ def _tags(tags: Any, at: str) -> Labels:
         if type(value) not in (str, int, float, bool):
             raise Refused(f"{at}.{tag}", "must be a string, a number or a boolean")
         text = value if type(value) is str else _text(value)
-        pairs += (tag, check_label(text, f"{at}.{tag}"))
+        if text:
+            pairs += (tag, check_label(text, f"{at}.{tag}"))
     return tuple(pairs)
 
 
