@@ -89,9 +89,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from .host import configure_logging
+    from . import log
     from .server import serve
 
     settings = config.load(os.environ, vars(options))
-    configure_logging(settings.log_level)
+    log.configure(settings.log_level)
     serve(settings)

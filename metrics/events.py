@@ -44,7 +44,7 @@ _NAME = re.compile(r"[a-z0-9]{1,64}")
 _MAX_ATTRIBUTE = 2048
 """Characters of an attribute; the specification promises 64 KiB for a whole event, no more."""
 _HEADER_SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -220,7 +220,11 @@ def _header_text(value: str, name: str) -> str:
 
 
 def parse_time(text: str, where: str) -> float:
-    """Epoch seconds of an RFC 3339 time. Raises Refused, naming `where`."""
+    """Epoch seconds of an RFC 3339 time, 0 for one before 1970. Raises Refused, naming `where`.
+
+    A clock that was never set says 1970, 1900 or 0001; such an event is too old for any window, but
+    it happened. A leap second is the first of the next day, as in POSIX.
+    """
     match = _TIME.fullmatch(text)
     if match:
         second, fraction, zone = match.groups()
@@ -233,9 +237,15 @@ def parse_time(text: str, where: str) -> float:
 
 @lru_cache(maxsize=1024)
 def _epoch(second: str, zone: str) -> float:
-    """Epoch seconds of `2026-01-31T12:00:00` in a zone such as `Z` or `+01:00`."""
+    """Epoch seconds of `2026-01-31T12:00:00` in a zone such as `Z` or `+01:00`; 0 before 1970."""
     offset = "+00:00" if zone in "Zz" else zone
-    return datetime.fromisoformat(second.upper() + offset).timestamp()
+    is_leap = second[17:] == "60"
+    if is_leap:
+        second = f"{second[:17]}59"
+    moment = datetime.fromisoformat(second.upper() + offset).timestamp() + is_leap
+    if is_leap and moment % 86400:
+        raise ValueError("a leap second ends a day")
+    return max(0.0, moment)
 
 
 @lru_cache(maxsize=1024)

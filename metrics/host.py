@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import config
+from . import config, log
 from .app import App
 from .config import Settings
 from .errors import TooLarge
@@ -19,17 +18,6 @@ from .store import open_store
 if TYPE_CHECKING:
     from flask import Flask, Response
     from parliament import Context
-
-
-def configure_logging(level: str) -> None:
-    """Send the package's log to stderr."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level,
-        format="[%(levelname).1s %(asctime)s %(name)s] %(message)s",
-        datefmt="%y%m%d %H:%M:%S",
-        force=True,
-    )
 
 
 def build(settings: Settings, stats: ServerStats | None = None) -> App:
@@ -61,7 +49,7 @@ def build_from_environment(environ: Mapping[str, str] = os.environ) -> App:
 
     try:
         settings = config.load(environ)
-        configure_logging(settings.log_level)
+        log.configure(settings.log_level)
         return build(settings)
     except FeedbackMetricsError as error:
         print(f"feedback-metrics: {error}", file=sys.stderr)

@@ -38,6 +38,8 @@ logger = logging.getLogger("metrics.models")
 
 RELOAD_SECONDS = 1.0
 """How often the file is looked at, at most."""
+MAX_KNOWN = 10_000
+"""Models whose settings are cached, whether they were ever admitted or not."""
 
 
 class ModelsFile:
@@ -60,15 +62,19 @@ class ModelsFile:
         """The settings in force for the model with this id."""
         if self._path and clock.monotonic() - self._looked > RELOAD_SECONDS:
             self._reload()
-        found = self._known.get(model)
+        if not self._globs:
+            return self._defaults
+        known = self._known  # before the globs: those read again come before an empty cache
+        found = known.get(model)
         if found is None:
             changes: dict[str, Any] = {}
             for glob, settings in self._globs:
                 if fnmatchcase(model, glob):
                     changes.update(settings)
             found = replace(self._defaults, **changes) if changes else self._defaults
-            if len(self._known) < 100_000:
-                self._known[model] = found
+            if len(known) >= MAX_KNOWN:  # senders invent ids
+                self._known = known = {}
+            known[model] = found
         return found
 
     def _reload(self) -> None:

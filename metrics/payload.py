@@ -98,6 +98,13 @@ class Values:
         """Whether every number was written without a fraction: labels, never probabilities."""
         return self.numeric and float not in set(map(type, self.flat))
 
+    def integral(self) -> bool:
+        """Whether no number has a fraction, however it is written; only where `numeric`."""
+        if self.doubles is None:
+            return all(type(number) is not float or number.is_integer() for number in self.flat)
+        numbers = self.matrix()
+        return bool((numbers == numbers.round()).all())
+
     def as_one_row(self) -> Values:
         """The same scalars read as a single row (the ancestor's flat one-hot lists)."""
         return Values(self.field, self.flat, len(self.flat), self.numeric, self.names, self.doubles)
@@ -343,7 +350,7 @@ def _output(output: Mapping[str, Any], where: str) -> Values:
     fits = set(map(type, values.flat)) == {str} if datatype == "BYTES" else values.numeric
     if not fits or (datatype == "BOOL" and not set(values.flat) <= {0, 1}):
         raise Refused(f"{where}.data", f"is not of datatype {datatype}")
-    if datatype not in _FLOAT_DATATYPES and not values.whole() and values.numeric:
+    if datatype not in _FLOAT_DATATYPES and values.numeric and not values.integral():
         raise Refused(f"{where}.data", f"has a fraction, which datatype {datatype} has not")
     if shape is not None:
         dims = _shape(shape, f"{where}.shape")

@@ -26,7 +26,7 @@ LAYERS = (
     {"labels", "replies"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
-    {"host", "workers"},
+    {"host", "log", "workers"},
     {"server"},
     {"commands"},
     {"cli", "__main__"},

@@ -756,6 +756,12 @@ BAD_METRICS = [
     *({**METRIC, "key": key} for key in ("", "m-n", "m n", "é", "m\n", "a" * 201, "m:n", "_total")),
     *({**METRIC, "key": key} for key in ("feedback_x", "seldon_metric_x", "python_x", "__x")),
     *({**METRIC, "key": key} for key in (1, [], {}, True, ["m"], "process_cpu")),
+    *(
+        {**METRIC, "key": key, "type": kind}
+        for kind in ("COUNTER", "GAUGE", "TIMER")
+        for key in ("up", "ALERTS", "ALERTS_FOR_STATE", "scrape_duration_seconds", "scrape_")
+    ),
+    *({**METRIC, "key": key} for key in ("up_total", "scrape_x_total", "ALERTS_total")),
     *({**METRIC, "type": kind} for kind in ("counter", "", None, [], {}, 1)),
     *({**METRIC, "value": value} for value in (None, True, [], {}, "", 1e308, LARGEST)),
     *(
@@ -803,13 +809,13 @@ def test_one_name_is_one_kind_of_metric() -> None:
 
 
 def test_tags_are_sorted_texts() -> None:
-    """However tags come, they are one series; a number and its text are too."""
+    """However tags come, they are one series; a number and its text, empty and absent are, too."""
     tags = {"b": True, "a": 1, "c": 1.5, "d": "é", "e": ""}
-    series = ("m", "a", "1", "b", "true", "c", "1.5", "d", "é", "e", "")
+    series = ("m", "a", "1", "b", "true", "c", "1.5", "d", "é")
     for order in (tags, dict(reversed(tags.items())), {**tags, "a": "1"}):
         found = with_metrics({**METRIC, "tags": order})
         assert found.increment["user_counters"] == {series: 1.0}
-    for nothing in (None, {}, []):
+    for nothing in (None, {}, [], {"a": ""}):
         found = with_metrics({**METRIC, "tags": nothing})
         assert found.increment["user_counters"] == {("m",): 1.0}
     ten = {f"t{number}": 1 for number in range(10)}

@@ -55,6 +55,22 @@ def test_an_empty_file_changes_nothing(write: Write, text: str) -> None:
     assert ModelsFile(write(text), DEFAULTS).of(IRIS) is DEFAULTS
 
 
+def test_ids_that_senders_invent_are_not_kept(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few models are remembered, right ones after any number of others; without globs, none."""
+    monkeypatch.setattr(models_file, "MAX_KNOWN", 100)
+    models = ModelsFile(write("models: {'seldon/*': {threshold: 0.25}}"), DEFAULTS)
+    plain = ModelsFile("", DEFAULTS)
+    for number in range(1000):
+        assert models.of(f"x/{number}") is DEFAULTS
+        assert models.of(f"seldon/{number}").threshold == 0.25
+        assert models.of(IRIS) is models.of(IRIS)
+        assert plain.of(f"x/{number}") is DEFAULTS
+        assert len(models._known) <= 100
+    assert not plain._known
+
+
 def test_every_key(write: Write) -> None:
     """All that a model can be told."""
     path = write(

@@ -107,6 +107,12 @@ GOOD |= {
     for kind in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16")
 }
 GOOD |= {
+    f"KServe V2 {kind}, many rows of {row}": (v2(kind, [50, 2], [row] * 50), row * 50, 2)
+    for kind in ("INT8", "INT64", "UINT64", "FP32")
+    for row in ([0, 1], [5, 7], [1, 3])
+}
+GOOD |= {"KServe V2 integers written as 2.0": (v2("INT64", [2], [2.0, 1]), [2.0, 1], 0)}
+GOOD |= {
     "ndarray column of strings": ({"data": {"ndarray": [["a"], ["b"]]}}, ["a", "b"], 0),
     "ndarray of labels of two kinds": ({"data": {"ndarray": ["a", 1]}}, ["a", 1], 0),
     "many columns of one": ({"data": {"ndarray": [[1]] * 99}}, [1] * 99, 0),
@@ -296,6 +302,14 @@ BAD = {
     "V2 datatype": (v2("FP8", [1], [1]), "truth.outputs[0].datatype"),
     "V2 shape": (v2("FP32", [2], [1]), "truth.outputs[0].data"),
     "V2 fraction of an integer": (v2("INT8", [1], [0.5]), "truth.outputs[0].data"),
+    "V2 fraction among many integers": (
+        v2("INT64", [50, 2], [[5, 7]] * 49 + [[5, 7.5]]),
+        "truth.outputs[0].data",
+    ),
+    "V2 fraction among many booleans": (
+        v2("BOOL", [50, 2], [[0, 1]] * 49 + [[0, 2]]),
+        "truth.outputs[0].data",
+    ),
     "V2 numbers as bytes": (v2("BYTES", [1], [1]), "truth.outputs[0].data"),
     "V2 several outputs": (
         {"outputs": [{"name": "a"}, {"name": "b"}]},

@@ -38,6 +38,7 @@ from ..payload import check_label, load_json, one_line
 from ..state import Constants, Entry, Gauge, ModelState, State
 from ..store import Store
 from ..windows import ALL_TIME, Pane
+from .schema import check_model
 from .stores import current, opened
 
 FORMAT = "feedback-metrics"
@@ -234,9 +235,11 @@ def _unpacked(model: str, known: Any) -> ModelState:
             _key(key): Gauge(_number(number), _number(time))
             for key, (number, time) in known["gauges"].items()
         }
-        return ModelState(panes, gauges, {**known["constants"]})
+        state = ModelState(panes, gauges, {**known["constants"]})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused(where, f"is damaged: {one_line(str(error), 100)}") from None
+    check_model(model, state, where)
+    return state
 
 
 def _pane(width: Any, start: Any, segment: Any, others: Container[Pane]) -> Pane:

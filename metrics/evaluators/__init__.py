@@ -39,6 +39,8 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         task = known.constants.get("task", "")
         if not task:
             task, decided = infer(feedback.truth, feedback.prediction)
+        elif type(task) is not str or task not in _TASKS:  # a store that others wrote to
+            task, _ = infer(feedback.truth, feedback.prediction)
     if task in _TASKS:
         try:
             evaluation = _TASKS[task](feedback, settings, known)
@@ -52,7 +54,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
                 ) from None
             raise
     else:
-        evaluation = user_metrics.evaluate_custom(feedback, task, known)
+        evaluation = user_metrics.evaluate_custom(feedback, settings, known)
     if decided:
         evaluation.constants["task"] = task
     if type(evaluation.increment) is dict:  # others say so themselves
@@ -73,25 +75,21 @@ def infer(truth: Values, prediction: Values) -> tuple[str, bool]:
     both sides are counted as labels but decide nothing: the next event may be a probability.
     """
     if truth.width and prediction.width and truth.width == prediction.width:
-        if not _integral(truth) and not _rows_sum_to_one(truth):
+        if not truth.integral() and not _rows_sum_to_one(truth):
             return "regression", True
         return "multiclass", True
     if truth.width or prediction.width or not truth.numeric or not prediction.numeric:
         return "multiclass", True
-    if not _integral(truth):
+    if not truth.integral():
         return "regression", True
     if len(truth) == 1 < len(prediction):
         return "multiclass", True
     zero_one = set(truth.flat) <= {0, 1}
-    if _integral(prediction):
+    if prediction.integral():
         return "multiclass", not (zero_one and set(prediction.flat) <= {0, 1})
     if zero_one and all(0 <= value <= 1 for value in prediction.flat):
         return "binary", True
     return "regression", True
-
-
-def _integral(values: Values) -> bool:
-    return all(type(value) is not float or value.is_integer() for value in values.flat)
 
 
 def _rows_sum_to_one(values: Values) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..counters import LARGEST, Labels
 from ..errors import ConfigurationError, Refused
+from ..model_settings import ModelSettings
 from ..payload import Feedback, Values, check_label, one_line
 from .evaluation import Evaluation, Known
 
@@ -27,8 +28,13 @@ MAX_SERIES = 200
 
 MAX_TAGS = 10
 
+KINDS = ("COUNTER", "GAUGE", "TIMER")
+
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,199}")
 _RESERVED_NAMES = ("feedback_", "seldon_metric_", "python_", "process_", "__")
+_PROMETHEUS_NAMES = ("up", "ALERTS", "ALERTS_FOR_STATE")
+_PROMETHEUS_PREFIX = "scrape_"
+"""What Prometheus itself stores under these names would be mixed with a sender's numbers."""
 _RESERVED_SUFFIXES = ("_bucket", "_sum", "_count", "_created", "_info")
 _RESERVED_TAGS = frozenset(
     {
@@ -93,42 +99,71 @@ def _count(evaluation: Evaluation, family: str, labels: Labels, value: float) ->
 
 
 def _name(name: Any, kind: Any, at: str) -> str:
-    if kind not in ("COUNTER", "GAUGE", "TIMER"):
+    if kind not in KINDS:
         raise Refused(f"{at}.type", "must be COUNTER, GAUGE or TIMER")
     if type(name) is not str:
         raise Refused(f"{at}.key", "must be a string")
     if not _NAME.fullmatch(name):
         raise Refused(f"{at}.key", f"{one_line(name, 40)!r} is no metric name")
-    if name.startswith(_RESERVED_NAMES) or (
-        kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total"))
+    bare: str = name.removesuffix("_total")
+    if (
+        bare in _PROMETHEUS_NAMES
+        or name.startswith((*_RESERVED_NAMES, _PROMETHEUS_PREFIX))
+        or (kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total")))
     ):
         raise Refused(f"{at}.key", f"{name!r} is reserved")
-    bare: str = name.removesuffix("_total")
     if not bare:
         raise Refused(f"{at}.key", "'_total' is no metric name")
     return bare
 
 
 def _tags(tags: Any, at: str) -> Labels:
-    """(tag, value, tag, value, …), sorted by tag."""
+    """(tag, value, tag, value, …), sorted by tag; to Prometheus an empty value is no tag."""
     if not tags:
         return ()
     if type(tags) is not dict or len(tags) > MAX_TAGS:
         raise Refused(at, f"must be a JSON object of at most {MAX_TAGS} tags")
     pairs: list[str] = []
     for tag in sorted(tags):
-        if not _NAME.fullmatch(tag) or tag.startswith("__") or tag in _RESERVED_TAGS:
+        if not _is_tag(tag):
             raise Refused(at, f"{one_line(tag, 40)!r} is no label name, or a reserved one")
         value = tags[tag]
         if type(value) not in (str, int, float, bool):
             raise Refused(f"{at}.{tag}", "must be a string, a number or a boolean")
         text = value if type(value) is str else _text(value)
-        pairs += (tag, check_label(text, f"{at}.{tag}"))
+        if text:
+            pairs += (tag, check_label(text, f"{at}.{tag}"))
     return tuple(pairs)
+
+
+def _is_tag(tag: str) -> bool:
+    return bool(_NAME.fullmatch(tag)) and not tag.startswith("__") and tag not in _RESERVED_TAGS
 
 
 def _text(value: Any) -> str:
     return str(value).lower() if type(value) is bool else repr(value)
+
+
+# --- what a store may hold ------------------------------------------------------------------
+
+
+def is_stored_name(name: str) -> bool:
+    """Whether a name is one of those under which metrics are kept, now or by earlier versions."""
+    return bool(_NAME.fullmatch(name)) and not name.startswith(_RESERVED_NAMES)
+
+
+def are_stored_tags(flat: Labels) -> bool:
+    """Whether these are tags as they are kept: tag, value, tag, value, …, sorted by tag."""
+    tags = flat[::2]
+    try:
+        return (
+            len(flat) == 2 * len(tags)
+            and list(tags) == sorted(set(tags))
+            and all(_is_tag(tag) for tag in tags)
+            and all(check_label(text, "") == text for text in flat[1::2])
+        )
+    except Refused:
+        return False
 
 
 # --- custom metric classes ------------------------------------------------------------------
@@ -147,14 +182,16 @@ def load_class(path: str) -> Any:
     return instance
 
 
-def evaluate_custom(feedback: Feedback, path: str, known: Known) -> Evaluation:
+def evaluate_custom(feedback: Feedback, settings: ModelSettings, known: Known) -> Evaluation:
     """What a class of the user's makes of the event: its metrics, and nothing else.
+
+    Which class that is, settings alone say: a store and an export are others' input.
 
     The class is called as the ancestor called it: `transform(truth, response, request=None)`
     with nested lists, and returns an object whose `.metrics` is a list of user metrics.
     """
     assert feedback.prediction is not None
-    result = load_class(path).transform(
+    result = load_class(settings.task).transform(
         nested(feedback.truth), nested(feedback.prediction), feedback.raw.get("request")
     )
     evaluation = Evaluation(rows=len(feedback.truth))
