@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metrics"
 
 LAYERS = (
-    {"errors", "counters", "bins", "histograms", "http1", "urls", "__init__"},
+    {"errors", "counters", "bins", "histograms", "http1", "connections", "urls", "__init__"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"commands"},
     {"cli", "__main__"},
 )
-PURE = set().union(*LAYERS[:5]) - {"http1"}
+PURE = set().union(*LAYERS[:5]) - {"http1", "connections"}
 IMPURE = {"time", "random", "os", "secrets", "uuid", "socket", "threading", "asyncio", "sqlite3"}
 
 
