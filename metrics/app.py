@@ -146,6 +146,11 @@ class App:
         """Whether the store can commit. Never waits."""
         return self.committer.healthy
 
+    @property
+    def alive(self) -> bool:
+        """Whether events can still be committed by this process, now or later. Never waits."""
+        return self.committer.alive
+
     def read(self) -> State:
         """The state all questions are answered from; refused events of no model are kept apart."""
         return self.store.read()
