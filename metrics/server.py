@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import resource
 import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +47,10 @@ BACKLOG = 2048
 ACCEPTED_AT_ONCE = 8
 """Connections that one look at the socket takes: other workers are to get some of them, too."""
 
+LARGE_BODY = 1 << 16
+"""Bytes from which a body is decoded and evaluated in a thread, so that the loop goes on."""
+DRAIN_SECONDS = 5.0
+"""How long clients may take to end their requests once the server is told to stop."""
 SWEEP_SECONDS = 1.0
 """Between two looks at the connections' deadlines."""
 FINISH_SECONDS = 0.02
@@ -53,8 +59,11 @@ WARN_SECONDS = 60.0
 RESERVED_FILES = 128
 """File descriptors that connections leave to the store, the log, the pages and probes."""
 
+_PAGES, _LARGE = "pages", "large bodies"
+
 _OK = Response(200, [("content-type", "text/plain")], b"OK")
 _NOT_READY = problem(StoreUnavailable("other", "the store cannot commit"))
+_DEAD = problem(StoreUnavailable("other", "the thread that commits has ended"))
 _NO_CONNECTION = problem(Overloaded("too many connections"))
 
 
@@ -96,6 +105,14 @@ def _work(settings: Settings, stats: ServerStats, listener: socket.socket) -> No
     service = Service(build(settings, stats))
     collect_seldom()
     uvloop.run(_until_signalled(service, listener))
+    if any(thread.is_alive() for thread in threading.enumerate() if _is_of_a_pool(thread)):
+        logging.shutdown()  # everything is committed; the interpreter would wait for threads
+        os._exit(0)
+
+
+def _is_of_a_pool(thread: threading.Thread) -> bool:
+    """Whether a thread makes pages, or evaluates large bodies."""
+    return thread.name.startswith((_PAGES, _LARGE))
 
 
 async def _until_signalled(service: Service, listener: socket.socket) -> None:
@@ -111,8 +128,8 @@ class Service:
     def __init__(self, app: App) -> None:
         self._app = app
         self._connections = Connections(app.settings.max_body, _most(app.settings.max_connections))
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pages")
-        self._large = ThreadPoolExecutor(1, thread_name_prefix="large")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix=_PAGES)
+        self._large = ThreadPoolExecutor(1, thread_name_prefix=_LARGE)
         """Decodes and evaluates large bodies, one at a time."""
         self._told: deque[tuple[Request, Finish]] = deque()
         self._waking = False
@@ -128,6 +145,7 @@ class Service:
         self._app.committer.gathers = True
         if self._app.prepares:
             self._app.committer.ahead = self._ahead
+        self._app.aside = self._run_aside
         listener.setblocking(False)
         listener.listen(BACKLOG)
         loop.add_reader(listener, self._accept, listener)
@@ -137,10 +155,19 @@ class Service:
         finally:
             loop.remove_reader(listener)
             listener.close()
+        self._app.committer.flush()
         self._connections.stop()
-        while self._connections:
+        until = loop.time() + DRAIN_SECONDS
+        while self._connections and loop.time() < until:
             await asyncio.sleep(0.01)
+        if self._connections:
+            logger.warning("%d connections are closed unanswered", len(self._connections))
+        while self._connections:
+            self._connections.abort()
+            await asyncio.sleep(0)
         sweeping.cancel()
+        for threads in (self._threads, self._large):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._app.close()
 
     # --- connections -------------------------------------------------------------------------
@@ -211,7 +238,7 @@ class Service:
         elif path == b"/health/readiness":
             request.answer(*(_OK if self._app.ready else _NOT_READY))
         elif path == b"/health/liveness":
-            request.answer(*_OK)
+            request.answer(*(_OK if self._app.alive else _DEAD))
         else:
             self._aside(request, partial(self._page, request, path, query), self._threads)
 
@@ -234,6 +261,10 @@ class Service:
         tell = partial(self._tell, request)
         if request.size > self._app.settings.max_body:
             answer = self._app.refuse(_too_large(request, self._app), tell)
+        elif request.size > LARGE_BODY:
+            post = partial(self._app.post, request.headers, request.body, tell)
+            self._aside(request, post, self._large, lambda _: self._gather())
+            return
         else:
             answer = self._app.post(request.headers, request.body, tell)
         if answer is not None:
@@ -302,6 +333,11 @@ class Service:
         if not self._waking:
             self._waking = True
             self._soon(self._finish)
+
+    def _run_aside(self, work: Callable[[], None]) -> None:
+        """Do what takes long in a thread; late in the shutdown, not at all."""
+        with suppress(RuntimeError):
+            self._large.submit(work)
 
     def _soon(self, callback: Callable[..., object], *values: object) -> None:
         """Have a callback called in the loop's thread, if the loop still runs."""
