@@ -48,10 +48,13 @@ logger = logging.getLogger("metrics.app")
 LAPSE_RECORDS = 1000
 """Records that one step of housekeeping forgets, about."""
 
+WIDE_CELLS = 4096
+"""Counters of a model above which its view is made in a thread: about 10 ms."""
+
 _LAST_EVENT: GaugeKey = ("last_event", ())
 
 Finish = Callable[[], "Response | None"]
-"""Makes an answer after a commit; None where that takes one more commit first."""
+"""Makes an answer after a commit; None where one more will be told: after a commit, or later."""
 Tell = Callable[[Finish], None]
 """Is told how to finish a request, from the committer's thread."""
 
@@ -133,6 +136,9 @@ class App:
         """Whether answers depend on nothing but the commit, so that `prepare` may make them."""
         self.before_closing: list[Callable[[], None]] = []
         """Called in `close` when all is committed and the store can still be read."""
+        self.aside: Callable[[Callable[[], None]], None] | None = None
+        """Runs something in a thread, where the host has one for what takes long."""
+        self._wide: dict[str, tuple[ModelState | None, bool]] = {}
         self._processed = 0
         self._logged = 0.0
 
@@ -151,6 +157,11 @@ class App:
     def ready(self) -> bool:
         """Whether the store can commit. Never waits."""
         return self.committer.healthy
+
+    @property
+    def alive(self) -> bool:
+        """Whether events can still be committed by this process, now or later. Never waits."""
+        return self.committer.alive
 
     def read(self) -> State:
         """The state all questions are answered from; refused events of no model are kept apart."""
@@ -230,6 +241,8 @@ class App:
             if not request.batch and request.entries[0].scored:
                 (event,), (entry,) = request.events, request.entries
                 known = state.models.get(entry.model)
+                if self.aside is not None and self._is_wide(entry.model, known):
+                    continue
                 try:
                     request.prepared = entry, known, self.replies.reply(event, entry, known)
                 except Exception as error:
@@ -247,6 +260,33 @@ class App:
             return self.refuse(verdict, request.tell)
         if isinstance(verdict, BaseException):
             return problem(verdict)
+        if self.aside is not None and request.prepared is None and self._shows_wide(request):
+            self.aside(partial(self._finish_aside, request, verdict))
+            return None
+        return self._answered(request, verdict)
+
+    def _finish_aside(self, request: Request, verdict: Sequence[bool]) -> None:
+        """Make an answer that takes long, in a thread of the host's."""
+        response = self._answered(request, verdict)
+        request.tell(lambda: response)
+
+    def _shows_wide(self, request: Request) -> bool:
+        """Whether the answer shows a model of many cells."""
+        if self.sink is not None or self.settings.reply == "off":
+            return False
+        models = self.store.read().models
+        return any(self._is_wide(entry.model, models.get(entry.model)) for entry in request.entries)
+
+    def _is_wide(self, model: str, state: ModelState | None) -> bool:
+        """Whether a view of this state takes so long that the loop should not wait for it."""
+        known = self._wide.get(model)
+        if known is None or known[0] is not state:
+            cells = sum(map(len, state.all_time.values())) if state else 0
+            known = self._wide[model] = (state, cells > WIDE_CELLS)
+        return known[1]
+
+    def _answered(self, request: Request, verdict: Sequence[bool]) -> Response:
+        """`answer`; where that fails, the event being counted, an empty 202."""
         try:
             return self.answer(request, verdict)
         except Unavailable as error:

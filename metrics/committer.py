@@ -27,6 +27,8 @@ PROBE_SECONDS = 1.0
 """How often a store that failed is tried again while no request tries it."""
 HOUSEKEEPING_SECONDS = 1.0
 """How often panes and digests past their time are looked for."""
+FLUSH_SECONDS = 0.1
+"""Between two flushes once the server is told to stop."""
 FLUSH_ATTEMPTS = 3
 """Tries of the last flush at `close`, with a snapshot interval."""
 
@@ -71,6 +73,8 @@ class Committer:
         self._max_queue = max_queue
         self._tally = tally
         self._interval = interval
+        self._pause = interval
+        """Seconds between two flushes."""
         self._now = now
         self._lapsed = lapsed
         """Tells what need not be remembered any more; looked at with the other housekeeping."""
@@ -151,6 +155,17 @@ class Committer:
             self._ready = True
             self._wake.notify()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that commits runs. Never waits."""
+        return self._thread.is_alive()
+
+    def flush(self) -> None:
+        """With a snapshot interval: flush what is acknowledged now, and from now on at once."""
+        with self._lock:
+            self._pause = min(self._pause, FLUSH_SECONDS)
+            self._wake.notify()
+
     def close(self) -> None:
         """Commit what is queued and stop the thread; further work is refused."""
         with self._lock:
@@ -177,8 +192,8 @@ class Committer:
             if self._interval:
                 full = self._waiting * 2 > self._max_queue and self._healthy
                 if not self._closing and not full:
-                    until = self._interval if self._healthy else PROBE_SECONDS
-                    self._wake.wait(min(until, self._interval))
+                    until = self._pause if self._healthy else PROBE_SECONDS
+                    self._wake.wait(min(until, self._pause))
             elif not (self._queue and self._ready) and not self._closing:
                 self._wake.wait(PROBE_SECONDS if not self._healthy else HOUSEKEEPING_SECONDS)
             if not self._queue:

@@ -69,6 +69,7 @@ class Settings:
     max_classes: int
     confusion_classes: int
     max_body: int
+    max_connections: int
     reply: str
     reply_windows: tuple[str, ...]
     oidc_audience: str
@@ -432,6 +433,14 @@ SETTINGS: tuple[Setting, ...] = (
         "classes up to which feedback_confusion_total is exposed",
     ),
     Setting("max_body", "FEEDBACK_MAX_BODY", "max_body", "16MiB", _bytes, "bytes; larger: 413"),
+    Setting(
+        "max_connections",
+        "FEEDBACK_MAX_CONNECTIONS",
+        "max_connections",
+        "2048",
+        _at_least(1),
+        "open connections of a worker; past it idle ones are closed",
+    ),
     Setting(
         "reply",
         "FEEDBACK_REPLY",

@@ -62,7 +62,7 @@ def answer(app: App, context: Context) -> Response:
     from .replies import problem
 
     request = context.request
-    if request.method == "GET":
+    if request.method in ("GET", "HEAD"):
         try:
             return front(app, request)
         except Exception as error:  # parliament would send its text to the caller

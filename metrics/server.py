@@ -12,24 +12,28 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
+import resource
 import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
 import uvloop
-from httptools import HttpParserInvalidURLError, parse_url
 
 from .app import App, Finish
 from .committer import Work
 from .config import Settings
-from .errors import ConfigurationError, NotFound, StoreUnavailable, TooLarge
+from .connections import SPARE, Connections
+from .errors import ConfigurationError, NotFound, Overloaded, StoreUnavailable, TooLarge
 from .host import build, collect_seldom
-from .http1 import PATIENCE_SECONDS, Connection, Request
+from .http1 import Connection, Request
 from .replies import Response, problem
 from .server_stats import ServerStats
 from .state import State
@@ -43,8 +47,24 @@ BACKLOG = 2048
 ACCEPTED_AT_ONCE = 8
 """Connections that one look at the socket takes: other workers are to get some of them, too."""
 
+LARGE_BODY = 1 << 16
+"""Bytes from which a body is decoded and evaluated in a thread, so that the loop goes on."""
+DRAIN_SECONDS = 5.0
+"""How long clients may take to end their requests once the server is told to stop."""
+SWEEP_SECONDS = 1.0
+"""Between two looks at the connections' deadlines."""
+FINISH_SECONDS = 0.02
+"""How long answers after a commit are made without a look at the sockets."""
+WARN_SECONDS = 60.0
+RESERVED_FILES = 128
+"""File descriptors that connections leave to the store, the log, the pages and probes."""
+
+_PAGES, _LARGE = "pages", "large bodies"
+
 _OK = Response(200, [("content-type", "text/plain")], b"OK")
 _NOT_READY = problem(StoreUnavailable("other", "the store cannot commit"))
+_DEAD = problem(StoreUnavailable("other", "the thread that commits has ended"))
+_NO_CONNECTION = problem(Overloaded("too many connections"))
 
 
 def serve(settings: Settings) -> None:
@@ -85,6 +105,14 @@ def _work(settings: Settings, stats: ServerStats, listener: socket.socket) -> No
     service = Service(build(settings, stats))
     collect_seldom()
     uvloop.run(_until_signalled(service, listener))
+    if any(thread.is_alive() for thread in threading.enumerate() if _is_of_a_pool(thread)):
+        logging.shutdown()  # everything is committed; the interpreter would wait for threads
+        os._exit(0)
+
+
+def _is_of_a_pool(thread: threading.Thread) -> bool:
+    """Whether a thread makes pages, or evaluates large bodies."""
+    return thread.name.startswith((_PAGES, _LARGE))
 
 
 async def _until_signalled(service: Service, listener: socket.socket) -> None:
@@ -99,12 +127,17 @@ class Service:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._connections: set[Connection] = set()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pages")
-        self._told: deque[tuple[Connection, Finish]] = deque()
-        self._arrived: list[tuple[Connection, Request]] = []
+        self._connections = Connections(app.settings.max_body, _most(app.settings.max_connections))
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix=_PAGES)
+        self._large = ThreadPoolExecutor(1, thread_name_prefix=_LARGE)
+        """Decodes and evaluates large bodies, one at a time."""
+        self._told: deque[tuple[Request, Finish]] = deque()
+        self._waking = False
+        """Whether `_finish` is scheduled and has not begun."""
+        self._arrived: list[Request] = []
         self._gathering = False
         self._gathered_since = 0.0
+        self._warned = 0.0
 
     async def serve(self, listener: socket.socket, stopped: asyncio.Event) -> None:
         """Serve until `stopped`; return when all is answered, committed and closed."""
@@ -112,6 +145,7 @@ class Service:
         self._app.committer.gathers = True
         if self._app.prepares:
             self._app.committer.ahead = self._ahead
+        self._app.aside = self._run_aside
         listener.setblocking(False)
         listener.listen(BACKLOG)
         loop.add_reader(listener, self._accept, listener)
@@ -121,11 +155,19 @@ class Service:
         finally:
             loop.remove_reader(listener)
             listener.close()
-        for connection in tuple(self._connections):
-            connection.stop()
-        while self._connections:
+        self._app.committer.flush()
+        self._connections.stop()
+        until = loop.time() + DRAIN_SECONDS
+        while self._connections and loop.time() < until:
             await asyncio.sleep(0.01)
+        if self._connections:
+            logger.warning("%d connections are closed unanswered", len(self._connections))
+        while self._connections:
+            self._connections.abort()
+            await asyncio.sleep(0)
         sweeping.cancel()
+        for threads in (self._threads, self._large):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._app.close()
 
     # --- connections -------------------------------------------------------------------------
@@ -139,96 +181,124 @@ class Service:
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
-                logger.error("no more connections: %s", error)
+                self._warn("no more connections: %s", error)
                 self._loop.remove_reader(listener)
                 self._loop.call_later(1, self._accept_again, listener)
                 return
             client.setblocking(False)
-            limit = self._app.settings.max_body
-            made = partial(Connection, self.handle, limit, self._connections)
-            self._loop.create_task(self._loop.connect_accepted_socket(made, client))
+            self._loop.create_task(self._connect(client))
+
+    async def _connect(self, client: socket.socket) -> None:
+        """Serve a client; where there is no room, answer its probes and close."""
+        pool = self._connections
+        served = pool.admit()
+        if not served:
+            self._warn("%d connections are open; only probes are answered on more", pool.most)
+        connection = Connection(pool, self.handle if served else self._probe)
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, client)
+        except OSError:
+            client.close()  # it is gone already
+            return
+        if not served:
+            pool.spare(connection)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
             self._loop.add_reader(listener, self._accept, listener)
 
+    def _warn(self, message: str, *values: object) -> None:
+        """Log what clients can cause at will, at most once in WARN_SECONDS."""
+        now = self._loop.time()
+        if now >= self._warned:
+            self._warned = now + WARN_SECONDS
+            logger.warning(message, *values)
+
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(PATIENCE_SECONDS)
-            for connection in tuple(self._connections):
-                connection.sweep()
+            self._connections.sweep(self._loop.time())
+            await asyncio.sleep(SWEEP_SECONDS)
 
     # --- requests ----------------------------------------------------------------------------
 
-    def handle(self, connection: Connection, request: Request) -> None:
+    def handle(self, request: Request) -> None:
         """Have a request answered, now or later."""
         try:
-            self._route(connection, request)
+            self._route(request)
         except Exception as error:
-            connection.answer(*problem(error))
+            request.answer(*problem(error))
 
-    def _route(self, connection: Connection, request: Request) -> None:
+    def _route(self, request: Request) -> None:
         if request.method == "POST" and request.target == b"/":
-            self._post(connection, request)
+            self._post(request)
             return
-        try:
-            url = parse_url(request.target)
-        except HttpParserInvalidURLError:
-            connection.answer(*problem(NotFound("no such path")))
-            return
-        path = url.path or b"/"
+        path, query = _split(request.target)
         if request.method == "POST" and path == b"/":
-            self._post(connection, request)
+            self._post(request)
         elif path == b"/health/readiness":
-            connection.answer(*(_OK if self._app.ready else _NOT_READY))
+            request.answer(*(_OK if self._app.ready else _NOT_READY))
         elif path == b"/health/liveness":
-            connection.answer(*_OK)
+            request.answer(*(_OK if self._app.alive else _DEAD))
         else:
-            page = partial(self._page, request, path, url.query or b"")
-            self._aside(connection, page, self._threads)
+            self._aside(request, partial(self._page, request, path, query), self._threads)
 
-    def _post(self, connection: Connection, request: Request) -> None:
+    def _probe(self, request: Request) -> None:
+        """Answer a request on a connection past the limit: only probes, and the last."""
+        request.keep = False
+        if request.target.startswith(b"/health/"):
+            self.handle(request)
+        else:
+            request.answer(*_NO_CONNECTION)
+
+    def _post(self, request: Request) -> None:
         if self._app.may_post(request.headers):
-            self._arrive(connection, request)
+            self._arrive(request)
         else:
             denied = partial(self._app.denied, request.headers)
-            self._aside(connection, denied, None, request)
+            self._aside(request, denied, self._threads, self._arrive)
 
-    def _take(self, connection: Connection, request: Request) -> None:
-        tell = partial(self._tell, connection)
+    def _take(self, request: Request) -> None:
+        tell = partial(self._tell, request)
         if request.size > self._app.settings.max_body:
             answer = self._app.refuse(_too_large(request, self._app), tell)
+        elif request.size > LARGE_BODY:
+            post = partial(self._app.post, request.headers, request.body, tell)
+            self._aside(request, post, self._large, lambda _: self._gather())
+            return
         else:
             answer = self._app.post(request.headers, request.body, tell)
         if answer is not None:
-            connection.answer(*answer)
+            request.answer(*answer)
 
     def _aside(
         self,
-        connection: Connection,
+        request: Request,
         work: Callable[[], Response | None],
-        threads: ThreadPoolExecutor | None,
-        then: Request | None = None,
+        threads: ThreadPoolExecutor,
+        then: Callable[[Request], None] | None = None,
     ) -> None:
-        """Answer with what `work` makes in a thread; where that is None, go on with `then`."""
+        """Answer with what `work` returns in a thread; where that is None, go on with `then`."""
 
         def done(future: asyncio.Future[Response | None]) -> None:
-            answer = future.result()
+            try:
+                answer = future.result()
+            except BaseException as error:
+                answer = problem(error)
             if answer is not None:
-                connection.answer(*answer)
+                request.answer(*answer)
             elif then is not None:
-                self._arrive(connection, then)
+                then(request)
 
         self._loop.run_in_executor(threads, work).add_done_callback(done)
 
     # --- commits -----------------------------------------------------------------------------
 
-    def _arrive(self, connection: Connection, request: Request) -> None:
-        self._arrived.append((connection, request))
+    def _arrive(self, request: Request) -> None:
+        self._arrived.append(request)
         self._gather()
 
     def _gather(self) -> None:
-        """Have what has arrived taken, and committed as soon as there is nothing more to read.
+        """Schedule intake of what has arrived; commit when the sockets are drained.
 
         While requests come in they are worth waiting for: the fewer commits, the less each costs.
         """
@@ -240,13 +310,14 @@ class Service:
     def _look(self) -> None:
         """Called once in each turn of the loop, before what that turn has read."""
         arrived, self._arrived = self._arrived, []
-        for connection, request in arrived:
+        for request in arrived:
             try:
-                self._take(connection, request)
+                self._take(request)
             except Exception as error:
-                connection.answer(*problem(error))
+                request.answer(*problem(error))
         room = not self._app.committer.full
-        if arrived and room and self._loop.time() - self._gathered_since < GATHER_SECONDS:
+        soon = self._loop.time() - self._gathered_since < GATHER_SECONDS
+        if self._arrived or (arrived and room and soon):
             self._loop.call_soon(self._look)
         else:
             self._gathering = False
@@ -254,20 +325,41 @@ class Service:
 
     def _ahead(self, works: Sequence[Work], state: State) -> None:
         """Have the answers to a commit's requests made while it waits."""
-        self._loop.call_soon_threadsafe(self._app.prepare, works, state)
+        self._soon(self._app.prepare, works, state)
 
-    def _tell(self, connection: Connection, finish: Finish) -> None:
+    def _tell(self, request: Request, finish: Finish) -> None:
         """Have a request finished in the loop's thread: one wake-up for all of a commit's."""
-        self._told.append((connection, finish))
-        if len(self._told) == 1:
-            self._loop.call_soon_threadsafe(self._finish)
+        self._told.append((request, finish))
+        if not self._waking:
+            self._waking = True
+            self._soon(self._finish)
+
+    def _run_aside(self, work: Callable[[], None]) -> None:
+        """Do what takes long in a thread; late in the shutdown, not at all."""
+        with suppress(RuntimeError):
+            self._large.submit(work)
+
+    def _soon(self, callback: Callable[..., object], *values: object) -> None:
+        """Have a callback called in the loop's thread, if the loop still runs."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *values)
 
     def _finish(self) -> None:
+        """Answer what was told, or some of it: the loop has other duties, too."""
+        self._waking = False  # first: what is told from here on schedules another call
+        until = self._loop.time() + FINISH_SECONDS
         while self._told:
-            connection, finish = self._told.popleft()
-            answer = finish()
+            request, finish = self._told.popleft()
+            try:
+                answer = finish()
+            except Exception as error:
+                answer = problem(error)
             if answer is not None:
-                connection.answer(*answer)
+                request.answer(*answer)
+            if self._told and self._loop.time() > until:
+                self._waking = True
+                self._loop.call_soon(self._finish)
+                break
         if self._app.committer.waiting:
             self._gather()
 
@@ -301,9 +393,34 @@ class Service:
 
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SCHEMES = (b"http://", b"https://")
 _OF_THE_CONNECTION = ("connection", "content-length", "date")
 _URL = "!#$%&'()*+,/:;=?@[]~"
 
 
 def _too_large(request: Request, app: App) -> TooLarge:
     return TooLarge("data", f"{request.size} bytes; at most {app.settings.max_body} are taken")
+
+
+def _split(target: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a request's target, as sent. Raises NotFound for what names no path."""
+    if target.lower().startswith(_SCHEMES):  # absolute-form, as proxies are sent it
+        _, slash, rest = target.partition(b"//")[2].partition(b"/")
+        target = slash + rest or b"/"
+    path, _, query = target.partition(b"?")
+    if not path.startswith(b"/") or path.startswith(b"//"):
+        raise NotFound("no such path")
+    return path, query
+
+
+def _most(wanted: int) -> int:
+    """Connections that may be open: `wanted`, or what the limit of open files allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE + RESERVED_FILES
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return max(1, min(wanted, soft - SPARE - RESERVED_FILES))
+    return wanted

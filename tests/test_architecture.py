@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metrics"
 
 LAYERS = (
-    {"errors", "counters", "bins", "histograms", "http1", "urls", "outgoing", "__init__"},
+    {"errors", "counters", "bins", "histograms", "urls", "__init__"}
+    | {"http1", "connections", "outgoing"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
@@ -31,7 +32,7 @@ LAYERS = (
     {"commands"},
     {"cli", "__main__"},
 )
-PURE = set().union(*LAYERS[:5]) - {"http1", "outgoing"}
+PURE = set().union(*LAYERS[:5]) - {"http1", "connections", "outgoing"}
 IMPURE = {"time", "random", "os", "secrets", "uuid", "socket", "threading", "asyncio", "sqlite3"}
 
 

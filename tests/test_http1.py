@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from metrics import http1
+from metrics.connections import Connections
 from metrics.http1 import Connection, Request
 from tests.servers_http import Answer, OwnServer, attributes, environment, feedback, until
 
@@ -261,9 +261,11 @@ def test_a_body_past_the_limit_is_read_on_and_refused(server: OwnServer) -> None
             post("large", "Transfer-Encoding: chunked", body=5 * chunk + b"0\r\n\r\n"),
             post("large", "Expect: 100-continue", body=b"x" * (LIMIT + 1)),
         ):
-            line.send(text)
+            head, body = text.split(b"\r\n\r\n", 1)
+            line.send(head + b"\r\n\r\n")
             if b"Expect" in text:
                 assert line.socket.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            line.send(body)
             answer = line.answer()
             assert (answer.status, "at most 4096" in answer.detail) == (413, True)
         line.send(post("not so large"))
@@ -370,10 +372,27 @@ class Transport:
     def __init__(self) -> None:
         self.sent = b""
         self.state = "open"
+        self.reading = True
+        self.unsent = 0
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        """Take note of nothing."""
 
     def write(self, data: bytes) -> None:
         """Take what is sent."""
         self.sent += data
+
+    def get_write_buffer_size(self) -> int:
+        """What was not taken."""
+        return self.unsent
+
+    def pause_reading(self) -> None:
+        """Read no more."""
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self.reading = True
 
     def is_closing(self) -> bool:
         """Whether it was closed."""
@@ -388,58 +407,95 @@ class Transport:
         self.state = "aborted"
 
 
-def opened() -> tuple[Connection, Transport, list[Request]]:
-    """A connection whose requests nobody answers."""
-    requests: list[Request] = []
-    connection = Connection(lambda _, request: requests.append(request), 1000, set())
-    transport = Transport()
-    connection.connection_made(transport)
-    return connection, transport, requests
+class Client:
+    """A connection in this process, whose requests nobody answers unless told to."""
+
+    def __init__(self, pool: Connections | None = None, handle: Any = None) -> None:
+        self.requests: list[Request] = []
+        self.pool = pool or Connections(1000, 10)
+        self.transport = Transport()
+        self.connection = Connection(self.pool, handle or self.requests.append)
+        self.connection.connection_made(self.transport)
+
+    def send(self, data: bytes) -> None:
+        """Have the server read this, as far as it reads."""
+        for at in range(0, len(data), http1.READ_SIZE):
+            piece = data[at : at + http1.READ_SIZE]
+            self.connection.get_buffer(-1)[: len(piece)] = piece
+            self.connection.buffer_updated(len(piece))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.pool.sweep(self.pool.now + seconds)
 
 
-@pytest.mark.parametrize("begun", [b"GET / HT", post("x")[:60], post("x")[:-1]])
-def test_a_client_that_stalls_is_given_up(begun: bytes) -> None:
-    """In its head or its body, within two looks."""
-    connection, transport, requests = opened()
-    connection.data_received(begun)
-    connection.sweep()
-    assert transport.state == "open"
-    connection.sweep()
-    assert transport.sent.startswith(b"HTTP/1.1 408 ")
-    assert transport.state == "closing"
-    connection.data_received(post("x"))
-    assert not requests
-    connection.sweep()
-    assert transport.state == "aborted"  # it does not even take its last answer
+@pytest.mark.parametrize(
+    ("begun", "seconds"),
+    [
+        (b"GET / HT", http1.HEAD_SECONDS),
+        (post("x")[:60], http1.HEAD_SECONDS),
+        (post("x")[:-1], http1.BODY_SECONDS),
+    ],
+)
+def test_a_client_that_stalls_is_given_up(begun: bytes, seconds: float) -> None:
+    """In its head or its body."""
+    client = Client()
+    client.send(begun)
+    client.wait(seconds)
+    assert client.transport.state == "open"
+    client.wait(1)
+    assert client.transport.sent.startswith(b"HTTP/1.1 408 ")
+    assert client.transport.state == "closing"
+    client.send(post("x"))
+    assert not client.requests
+    client.wait(0)
+    client.wait(http1.TAKE_SECONDS + 1)
+    assert client.transport.state == "aborted"  # it does not even take its last answer
 
 
 def test_a_client_that_is_slow_but_goes_on_is_waited_for() -> None:
-    """As long as its body moves; idle connections may idle."""
-    connection, transport, requests = opened()
-    for _ in range(5):
-        connection.sweep()
+    """As long as its body moves, up to the deadline of a whole request; so are idle ones."""
+    client = Client()
+    client.wait(http1.IDLE_SECONDS - 1)
     text = post("x")
-    for at in range(len(text) - 20):
-        connection.data_received(text[at : at + 1])
-        if at > len(text) - len(BODY):
-            connection.sweep()
-    connection.data_received(text[-20:])
-    assert (transport.state, [request.body for request in requests]) == ("open", [BODY])
-    for _ in range(5):
-        connection.sweep()  # it waits for us now
-    connection.answer(200, [], b"")
-    assert transport.state == "open"
+    client.send(text[:-20])
+    for at in range(20, 17, -1):
+        client.wait(http1.BODY_SECONDS - 1)
+        client.send(text[-at : 1 - at])
+    client.send(text[-17:])
+    assert client.transport.state == "open"
+    assert [request.body for request in client.requests] == [BODY]
+    client.wait(1000)  # it waits for us now
+    client.requests[0].answer(200, [], b"")
+    assert client.transport.state == "open"
+
+
+def test_a_whole_request_has_a_deadline() -> None:
+    """However steadily its bytes come."""
+    client = Client()
+    client.send(post("x")[: -len(BODY)])
+    for at in range(http1.REQUEST_SECONDS.__trunc__() + 2):
+        client.send(BODY[at : at + 1])
+        client.wait(1)
+    assert client.transport.sent.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_idle_connection_is_closed_in_the_end() -> None:
+    """Later than Go's clients close theirs, so that no request meets the end."""
+    client = Client()
+    client.wait(http1.IDLE_SECONDS)
+    assert client.transport.state == "open"
+    client.wait(1)
+    assert (client.transport.state, client.transport.sent) == ("closing", b"")
 
 
 def test_two_clients_share_nothing() -> None:
     """Each connection has its own parser."""
-
-    async def both() -> None:
-        (one, _, first), (other, _, second) = opened(), opened()
-        text = post("x")
-        one.data_received(text[:50])
-        other.data_received(text)
-        one.data_received(text[50:])
-        assert [request.headers["ce-id"] for request in first + second] == ["x", "x"]
-
-    asyncio.run(both())
+    pool = Connections(1000, 10)
+    one, other = Client(pool), Client(pool)
+    text = post("x")
+    one.send(text[:50])
+    other.send(text)
+    one.send(text[50:])
+    found = one.requests + other.requests
+    assert [request.headers["ce-id"] for request in found] == ["x", "x"]

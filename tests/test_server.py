@@ -39,11 +39,11 @@ def test_a_bug_is_a_500_and_the_log_has_it(where: str, caplog: pytest.LogCapture
     app = SimpleNamespace(
         may_post=lambda _: True,
         post=lambda *_: Response(202, [], b""),
-        settings=SimpleNamespace(max_body=10),
+        settings=SimpleNamespace(max_body=10, max_connections=10),
         committer=SimpleNamespace(go=lambda: None, full=False),
     )
     answers: list[Any] = []
-    connection: Any = SimpleNamespace(answer=lambda *answer: answers.append(answer))
+    connection: Any = SimpleNamespace(send=lambda _, *answer: answers.append(answer))
     service = Service(app)  # type: ignore[arg-type]
     turns: list[Any] = []
     service._loop = SimpleNamespace(  # type: ignore[assignment]
@@ -52,10 +52,10 @@ def test_a_bug_is_a_500_and_the_log_has_it(where: str, caplog: pytest.LogCapture
     right = getattr(app, where)
     for each in (bug, right):
         setattr(app, where, each)
-        service.handle(connection, Request("POST", b"/", {}, b"{}", 2, True))
+        service.handle(Request(connection, "POST", b"/", {}, b"{}", 2, True))
         while turns:
             turns.pop()()
-    (status, _, body, _), accepted = answers
+    (status, _, body, *_), accepted = answers
     assert (status, b"internal error" in body, accepted[0]) == (500, True, 202)
     assert "ZeroDivisionError" in caplog.text
 
