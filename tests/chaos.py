@@ -170,7 +170,7 @@ class Chaos:
             verdict.errors.append(f"SIGTERM took {verdict.end:.1f} s")
         if "Traceback" in server.log():
             at = server.log().index("Traceback")
-            verdict.errors.append(f"a traceback: {server.log()[at - 200 : at + 2000]}")
+            verdict.errors.append(f"a traceback: {server.log()[max(0, at - 200) : at + 2000]}")
         if verdict.store != "memory":
             server.start()
             self._count(traffic)
