@@ -41,7 +41,7 @@ class LargeArray:
         self.flat: list[Any] | None = None
         """The scalars; None where it is enough to know them as doubles."""
         self.doubles: bytes | bytearray | None = None
-        """The scalars as doubles, where all are numbers."""
+        """The scalars as doubles, where all are numbers; None for whole ones that may be labels."""
         self.numeric = True
 
 
@@ -161,13 +161,17 @@ class _Reader:
         self._kinds |= set(map(type, items))
         if self._kinds == {str} and not self._rows:
             result.numeric = False
+        elif self._kinds == {int} and self._is_typed:
+            pass  # labels, as a rule: no need of doubles yet
         elif self._kinds in _NUMBERS:
+            if self.result.flat is not None and not self._doubles:
+                self._doubles += pack(f"{len(self.result.flat)}d", *self.result.flat)
             self._doubles += pack(f"{len(items)}d", *items)
         else:
             raise _OtherForm
         if self._is_typed and self._kinds != {float}:
             if result.flat is None:  # whatever came before are floats
-                count = len(self._doubles) // 8 - len(items) if result.numeric else 0
+                count = max(0, len(self._doubles) // 8 - len(items))
                 result.flat = list(unpack_from(f"{count}d", self._doubles))
             result.flat += self._shared(items)
 
@@ -181,5 +185,5 @@ class _Reader:
 
     def _close(self) -> None:
         """Settle what is kept."""
-        if self.result.numeric:
+        if self.result.numeric and self._doubles:
             self.result.doubles = self._doubles
