@@ -25,6 +25,8 @@ GRACE_SECONDS = 5.0
 """How long a body may be slow while others wait for its share."""
 MIN_RATE = 1 << 18
 """Bytes a second below which a body is slow."""
+YOUNG_SECONDS = 2.0
+"""How long a connection is not taken for idle, since its request may be on the way."""
 SPARE_SECONDS = 2.0
 """How long a connection past the limit may last."""
 
@@ -48,6 +50,7 @@ class Connections:
         self.stalled: dict[Connection, None] = {}
         """Connections whose clients do not take their answers, the longest stalled first."""
         self._open: dict[Connection, None] = {}
+        self._opening: set[Connection] = set()
         self._spare: dict[Connection, float] = {}
         """Connections past the limit, and since when, the oldest first."""
         self._shares: dict[Connection, int] = {}
@@ -61,36 +64,46 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         """Register a connection that is open now."""
+        self._opening.discard(connection)
         self._open[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """Unregister a connection that is closed; its share stays until its answer."""
+        self._opening.discard(connection)
         self._open.pop(connection, None)
         self._spare.pop(connection, None)
         self.stalled.pop(connection, None)
 
     # --- the number of connections -----------------------------------------------------------
 
-    def admit(self) -> bool:
-        """Whether a new connection is served as any other; makes room where it can.
-
-        Otherwise it may only be used for probes: see `spare`.
-        """
-        if len(self._open) < self.most:
+    def has_room(self) -> bool:
+        """Whether one more connection is served as any other; closes an idle one for it."""
+        if len(self._open) + len(self._opening) < self.most:
             return True
-        idle = [(since, each) for each in self._open if (since := each.idle_since) is not None]
+        idle = [
+            (since, each)
+            for each in self._open
+            if (since := each.idle_since) is not None and self.now - since > YOUNG_SECONDS
+        ]
         if not idle:
             return False
-        min(idle, key=lambda pair: pair[0])[1].abort()
+        _, longest = min(idle, key=lambda pair: pair[0])
+        self.remove(longest)
+        longest.abort()
         return True
 
-    def spare(self, connection: Connection) -> None:
-        """Take a connection past the limit; the oldest of too many is closed."""
-        if len(self._spare) >= SPARE:
-            oldest = next(iter(self._spare))
-            del self._spare[oldest]
-            oldest.abort()
-        self._spare[connection] = self.now
+    def admit(self, connection: Connection, spare: bool) -> None:
+        """Count a connection that is about to open; `spare`: for probes only.
+
+        The oldest of too many spare ones is closed.
+        """
+        self._opening.add(connection)
+        if spare:
+            if len(self._spare) >= SPARE:
+                oldest = next(iter(self._spare))
+                self.remove(oldest)
+                oldest.abort()
+            self._spare[connection] = self.now
 
     # --- bodies ------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, pool: Connections, handle: Handle) -> None:
         self._pool = pool
         self._handle = handle
+        self._transport: Any = None
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Request] = deque()
         self._current: Request | None = None
@@ -158,6 +159,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         """Register the connection."""
         self._transport = transport
+        if self._flags & _DONE:
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=MAX_UNSENT)
         self._pool.add(self)
 
@@ -520,7 +524,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once."""
-        self._transport.abort()
+        self._flags |= _DONE
+        if self._transport is not None:
+            self._transport.abort()
 
     def give_up(self, status: HTTPStatus) -> None:
         """Refuse the request that is being read; those before it are still answered."""

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from . import large_arrays
 from .errors import Refused
+from .large_arrays import LargeArray
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +53,7 @@ class Values:
     """Whether no scalar is a string."""
     names: tuple[str, ...] | None
     """`data.names`, one for each column."""
-    doubles: bytes | None
+    doubles: bytes | bytearray | None
     """The scalars as doubles, where they are many numbers: what numpy reads without a copy."""
     rows: int
 
@@ -62,7 +64,7 @@ class Values:
         width: int,
         numeric: bool,
         names: tuple[str, ...] | None = None,
-        doubles: bytes | None = None,
+        doubles: bytes | bytearray | None = None,
     ) -> None:
         self.field = field
         self.flat = flat
@@ -165,7 +167,10 @@ NO_BUDGET = Budget(0)
 
 def decode(body: bytes) -> Feedback:
     """The feedback in `body` (JSON). Raises Refused, which names the offending field."""
-    feedback = parse(load_json(body, "data"), Budget(len(body)))
+    event = large_arrays.load(body) if len(body) >= large_arrays.MIN_BODY else None
+    if event is None:
+        event = load_json(body, "data")
+    feedback = parse(event, Budget(len(body)))
     if len(body) >= _LARGE:
         feedback.raw = _Again(body)
     return feedback
@@ -364,7 +369,7 @@ def _output(output: Mapping[str, Any], where: str) -> Values:
 def _array(value: Any, where: str, _: Budget = NO_BUDGET) -> Values:
     """(N,) scalars, (N, K) rows, or a bare scalar as one row; a single column is (N,)."""
     if type(value) is not list:
-        return _flat([value], where)
+        return _large(value, where) if type(value) is LargeArray else _flat([value], where)
     if not value:
         raise Refused(where, "has no rows")
     first = value[0]
@@ -389,6 +394,17 @@ def _array(value: Any, where: str, _: Budget = NO_BUDGET) -> Values:
     values = _flat(flat, where, 0 if width == 1 else width)
     if width > 1 and values.doubles is not None and not set(first) <= {0, 1}:
         values.forget()  # no labels, which are told by their types
+    return values
+
+
+def _large(array: LargeArray, where: str) -> Values:
+    values = Values(where, array.flat or [], array.width, array.numeric, None, array.doubles)
+    if array.doubles is not None:
+        values.rows = len(array.doubles) // 8 // (array.width or 1)
+        if array.flat is None:
+            values.forget()
+        if not values.finite():
+            raise Refused(where, "has a number that is not finite")
     return values
 
 

@@ -191,17 +191,16 @@ class Service:
     async def _connect(self, client: socket.socket) -> None:
         """Serve a client; where there is no room, answer its probes and close."""
         pool = self._connections
-        served = pool.admit()
+        served = pool.has_room()
         if not served:
             self._warn("%d connections are open; only probes are answered on more", pool.most)
         connection = Connection(pool, self.handle if served else self._probe)
+        pool.admit(connection, spare=not served)
         try:
             await self._loop.connect_accepted_socket(lambda: connection, client)
         except OSError:
             client.close()  # it is gone already
-            return
-        if not served:
-            pool.spare(connection)
+            pool.remove(connection)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:

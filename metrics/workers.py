@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 import time as clock
 import traceback
 from collections.abc import Callable
@@ -20,6 +22,8 @@ HOPELESS = 2
 PAUSE_SECONDS = 0.5
 """Between a worker's death and its replacement."""
 
+_PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>."""
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = (*_ENDS, signal.SIGCHLD)
 
@@ -65,6 +69,28 @@ def supervise(number: int, work: Callable[[], None]) -> None:
         sys.exit(status)
 
 
+def _end_with(parent: int) -> None:
+    """Have this process get SIGTERM when its parent dies, however that happens."""
+    if sys.platform == "linux":
+        import ctypes  # not for those who have no workers
+
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) == 0:
+                if os.getppid() != parent:  # it died before
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+    watching = threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True)
+    watching.start()
+
+
+def _watch(parent: int) -> None:
+    """Send this process SIGTERM once its parent is another."""
+    while os.getppid() == parent:
+        clock.sleep(PAUSE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _signal(workers: set[int]) -> None:
     for worker in workers:
         os.kill(worker, signal.SIGTERM)
@@ -82,11 +108,13 @@ def _ended(workers: set[int]) -> list[tuple[int, int]]:
 
 def _start(work: Callable[[], None]) -> int:
     """Fork a worker; in it, this never returns."""
+    parent = os.getpid()
     worker = os.fork()
     if worker:
         return worker
     status = 1
     try:
+        _end_with(parent)
         end_by_signal()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         work()

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "metrics"
 
 LAYERS = (
     {"errors", "counters", "bins", "histograms", "urls", "__init__"}
-    | {"http1", "connections", "outgoing"},
+    | {"http1", "connections", "large_arrays", "outgoing"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},

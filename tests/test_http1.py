@@ -412,7 +412,7 @@ class Client:
 
     def __init__(self, pool: Connections | None = None, handle: Any = None) -> None:
         self.requests: list[Request] = []
-        self.pool = pool or Connections(1000, 10)
+        self.pool = Connections(1000, 10) if pool is None else pool
         self.transport = Transport()
         self.connection = Connection(self.pool, handle or self.requests.append)
         self.connection.connection_made(self.transport)

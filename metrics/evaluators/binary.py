@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
-from .classes import Classes, agree
+from .classes import Classes, agree, count_pairs
 from .classification import count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
 from .multiclass import first_bad_row, one_hot
@@ -34,7 +32,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         predicted = [of[p >= settings.threshold] for p in rows.flat[positive::2]]
         columns = [int(key) for key in true]
         count_probabilities(evaluation.increment, rows, KEYS, columns, settings.k)
-    outcomes = Counter(zip(true, predicted, strict=True))
+    outcomes = count_pairs(true, predicted)
     count_outcomes(evaluation.increment, outcomes, {key: key for key in KEYS})
     evaluation.gauges["columns", ()] = 2
     classes.fix(evaluation)

@@ -8,8 +8,10 @@ whose columns come in another order all count in the same class.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from ..counters import OTHER
@@ -22,8 +24,20 @@ TOLERANCE = 1e-3 + 1e-9
 """How far a row of probabilities may sum from 1, and what its decimals may add to that."""
 
 
+COUNTED_AT_ONCE = 1 << 16
+"""Pairs that are counted in one call, which no other thread interrupts."""
 REMEMBERED = 1000
 """Columns of a row whose keys and names are cached; a few very wide ones would fill the memory."""
+
+
+def count_pairs(true: Collection[Any], predicted: Collection[Any]) -> Counter[Any]:
+    """(truth, prediction) -> rows. Raises ValueError where one has more than the other."""
+    pairs = zip(true, predicted, strict=True)
+    found = Counter(islice(pairs, COUNTED_AT_ONCE))
+    for _ in range(COUNTED_AT_ONCE, len(true) + 1, COUNTED_AT_ONCE):
+        found.update(islice(pairs, COUNTED_AT_ONCE))
+    return found
+
 
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 

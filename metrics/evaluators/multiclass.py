@@ -11,7 +11,7 @@ from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from . import one_row
-from .classes import REMEMBERED, TOLERANCE, Classes, agree, cap
+from .classes import REMEMBERED, TOLERANCE, Classes, agree, cap, count_pairs
 from .classification import VECTOR_ROWS, count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
 
@@ -34,7 +34,7 @@ def evaluate_rows(feedback: Feedback, settings: ModelSettings, known: Known) -> 
         keys = column_keys(columns)
         true = [keys[at] for at in one_hot(truth)] if columns else _labels(truth, classes)
         predicted = _labels(prediction, classes, len(columns))
-        _count(evaluation, Counter(zip(true, predicted, strict=True)), settings, known)
+        _count(evaluation, count_pairs(true, predicted), settings, known)
     if truth.width or prediction.width:
         evaluation.gauges["columns", ()] = truth.width or prediction.width
     classes.fix(evaluation)
