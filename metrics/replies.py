@@ -27,6 +27,7 @@ from .events import (
     lines_of,
     own_lines,
 )
+from .exact import shown
 from .joins import IDENTITY
 from .model_settings import ModelSettings
 from .models_file import ModelsFile
@@ -251,7 +252,8 @@ def readable(increment: Increment | Compact) -> dict[str, Any]:
     for family, cells in increment.items():
         if family in _HIDDEN:
             continue
-        for labels, value in cells.items():
+        for labels, number in cells.items():
+            value = shown(family, number)
             if not labels:
                 readable[family] = value
                 continue

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metrics"
 
 LAYERS = (
-    {"errors", "counters", "bins", "histograms", "http1", "__init__"},
+    {"errors", "counters", "exact", "bins", "histograms", "http1", "__init__"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
