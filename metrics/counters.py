@@ -1,8 +1,8 @@
 """The sparse additive vector: all durable state is one, and one event is an increment of it.
 
 A vector maps a family name to labels to a number: `{"tp": {("2",): 1}, "rows": {(): 1}}`.
-`{}` is neutral, and adding is associative and commutative (integers exactly, floats to
-rounding), so panes, batches, replicas, processes and restarts merge in any order.
+`{}` is neutral, and adding is associative and commutative, so panes, batches, replicas, processes
+and restarts merge in any order. All numbers are ints: real ones are counted in units (`exact`).
 
 Stored, a key is the compact JSON array of its family and labels, `["tp","2"]`: no separator
 that a hostile label could contain.
@@ -26,6 +26,8 @@ Increment = Mapping[str, Mapping[Labels, Number]]
 NO_LABELS: Labels = ()
 LARGEST = 1e150
 """What one event may add to a sum: below it no number of events adds up to infinity."""
+MAX_ROOT = LARGEST**0.5
+"""How far from its origin may be what is squared."""
 OTHER = "__other__"
 """The label into which everything past a cap on distinct labels is folded."""
 SUPERSEDED = "-"

@@ -21,6 +21,7 @@ from . import __version__
 from .alerts import FIRING, status_of
 from .counters import Labels, Number, Vector, superseded, value
 from .evaluators.user_metrics import BUCKETS
+from .exact import real, shown
 from .joins import DELAYS
 from .model_settings import ModelSettings
 from .scores.classification import Counts
@@ -221,7 +222,7 @@ def _add_halves(families: _Families, count: Any, labels: dict[str, str], vector:
     for bound in (*map(str, DELAYS), "+Inf"):
         seen += value(vector, "truth_delay_bucket", bound)
         buckets.append((bound if bound == "+Inf" else f"{bound}.0", seen))
-    total = value(vector, "truth_delay_sum")
+    total = real(vector, "truth_delay_sum")
     help = "Seconds from a prediction to its truth."
     families.histogram("feedback_truth_delay_seconds", help, labels, buckets, total)
 
@@ -279,11 +280,11 @@ def _add_sums(count: Any, known: Vector, vector: Vector, outputs: int) -> None:
     """Sums from which PromQL can make ratios; those in `known`, with their numbers in `vector`."""
     for family, name, help in _SUMS:
         if family in known:
-            count(name, help, value(vector, family))
+            count(name, help, shown(family, value(vector, family)))
     for family, name, help in _OUTPUT_SUMS:
         for labels in sorted(known.get(family, {})):
             more = {"output": labels[0]} if outputs > 1 else {}
-            count(name, help, value(vector, family, *labels), **more)
+            count(name, help, shown(family, value(vector, family, *labels)), **more)
     for labels in sorted(known.get("rewards", {})):
         more = {"route": labels[0]} if labels else {}
         name = "route_reward" if labels else "reward"
@@ -292,13 +293,13 @@ def _add_sums(count: Any, known: Vector, vector: Vector, outputs: int) -> None:
         count(
             f"{name}_positive",
             f"Sum of {of} above 0.",
-            value(vector, "reward_positive", *labels),
+            real(vector, "reward_positive", *labels),
             **more,
         )
         count(
             f"{name}_negative",
             f"Sum of the magnitudes of {of} below 0.",
-            value(vector, "reward_negative", *labels),
+            real(vector, "reward_negative", *labels),
             **more,
         )
 
@@ -350,17 +351,19 @@ def _add_user_metrics(
     vector = state.all_time
     help = "A metric of the user's, from truth.meta.metrics or a custom class."
     for (name, *tags), number in sorted(vector.get("user_counters", {}).items()):
-        families.counter(name, help, labels | _tags(tags), number, created)
+        total = shown("user_counters", number)
+        families.counter(name, help, labels | _tags(tags), total, created)
     for (family, key), gauge in sorted(state.gauges.items()):
         if family == "user_gauges":
             families.gauge(key[0], help, labels | _tags(list(key[1:])), gauge.value)
     cells: Mapping[Labels, Number] = vector.get("user_timers_bucket", {})
-    for (name, *tags), total in sorted(vector.get("user_timers_sum", {}).items()):
+    for (name, *tags), number in sorted(vector.get("user_timers_sum", {}).items()):
         seen = 0.0
         buckets: list[tuple[str, float]] = []
         for bound in (*map(repr, BUCKETS), "+Inf"):
             seen += cells.get((name, bound, *tags), 0)
             buckets.append((bound, seen))
+        total = shown("user_timers_sum", number)
         families.histogram(name, help, labels | _tags(tags), buckets, total)
 
 

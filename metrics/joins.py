@@ -21,6 +21,7 @@ import orjson
 
 from .counters import SUPERSEDED, Vector, decode_key, encode_key, unpack
 from .errors import Refused
+from .exact import restored, stored, to_units
 from .payload import NO_BUDGET, Budget, Feedback, Values, check_label, dump_json, message, read_meta
 from .state import TAG, Constants, Entry, RecordKey, Swap, home_of
 from .windows import ALL_TIME, Pane, expired
@@ -214,7 +215,7 @@ class Joins:
             "contribution": {
                 encode_key(family, labels): number
                 for family, cells in half.contribution.items()
-                for labels, number in cells.items()
+                for labels, number in stored(family, cells).items()
             },
         }
         more = {name: value for name, value in more.items() if value}
@@ -285,7 +286,7 @@ def _delay(seconds: float) -> dict[str, Any]:
     """The cells of the histogram of delays; of a truth that happened first, as of none."""
     seconds = max(0.0, seconds)
     bucket = (*map(str, DELAYS), "+Inf")[bisect_left(DELAYS, seconds)]
-    return {"truth_delay_bucket": {(bucket,): 1}, "truth_delay_sum": {(): seconds}}
+    return {"truth_delay_bucket": {(bucket,): 1}, "truth_delay_sum": {(): to_units(seconds)}}
 
 
 def decode(home: str, record: bytes) -> Half:
@@ -309,7 +310,7 @@ def decode(home: str, record: bytes) -> Half:
     contribution: dict[str, Any] = {}
     for key, number in more.get("contribution", {}).items():
         family, labels = decode_key(key)
-        contribution.setdefault(family, {})[labels] = number
+        contribution.setdefault(family, {})[labels] = restored(family, number)
     return Half(
         _KINDS[letter],
         Case(

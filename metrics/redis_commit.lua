@@ -23,6 +23,8 @@
 --         {'record'}                        nothing written: another record is there
 --         {'stale'}                         nothing written: the caller must load the model first
 --
+-- A number is the text of an integer, or of an exact number, which bears a "p".
+--
 -- There is no rollback in a script, so every key is read, and so its type proven, and every sum
 -- made before the first write.
 
@@ -36,7 +38,8 @@ if #ARGV[1] % 16 ~= 0 or #KEYS ~= PANES + #a.panes then
   return redis.error_reply('ERR commit: KEYS and ARGV disagree')
 end
 
-local find, format, abs, min = string.find, string.format, math.abs, math.min
+local find, format, sub, byte = string.find, string.format, string.sub, string.byte
+local abs, floor, max, min = math.abs, math.floor, math.max, math.min
 
 -- Whether a text is a float's: that has a point, an exponent, or is inf or nan.
 local function is_float(text)
@@ -48,11 +51,100 @@ local function float_text(number)
   return is_float(text) and text or text .. '.0'
 end
 
+-- Exact numbers: "-1fp-80" is -(0x1f) * 2^-80. They are added as digits of 40 bits, the lowest
+-- first, all of them with the number's sign; `exact` returns these and the place of the lowest.
+
+local DIGIT, BASE, LOWEST = 10, 2 ^ 40, -10  -- hexadecimal places, units of the lowest place
+
+local function is_exact(text)
+  return find(text, 'p', 1, true) ~= nil
+end
+
+local function exact(text)
+  local digits, n, first = {}, 0, 1
+  local p = find(text, 'p', 1, true)
+  if not p then  -- a float of format 1; what is below the lowest place is dropped
+    local x = tonumber(text)
+    local rest, _, e = abs(x), math.frexp(x)
+    local top = max(floor((e - 1) / 40), LOWEST)
+    local low = max(top - 2, LOWEST)
+    for place = top, low, -1 do
+      local scale = BASE ^ place
+      local digit = floor(rest / scale)
+      rest = rest - digit * scale
+      digits[place - low + 1] = x < 0 and -digit or digit
+    end
+    return digits, low
+  end
+  if byte(text, 1) == 45 then
+    first = 2
+    for at = p - 1, first, -DIGIT do
+      n = n + 1
+      digits[n] = -tonumber(sub(text, max(at - DIGIT + 1, first), at), 16)
+    end
+  else
+    for at = p - 1, first, -DIGIT do
+      n = n + 1
+      digits[n] = tonumber(sub(text, max(at - DIGIT + 1, first), at), 16)
+    end
+  end
+  return digits, tonumber(sub(text, p + 1)) / 40
+end
+
+-- The text of the exact number `old`, a text, plus that of `more` digits from place `lowest`.
+local function exact_sum(old, more, lowest)
+  local digits, low = exact(old)
+  local start, stop = min(low, lowest), max(low + #digits, lowest + #more) - 1
+  local sums, n, carry = {}, 0, 0
+  for place = start, stop do
+    local digit = (digits[place - low + 1] or 0) + (more[place - lowest + 1] or 0) + carry
+    carry = floor(digit / BASE)
+    n = n + 1
+    sums[n] = digit - carry * BASE
+  end
+  if carry < -1 then
+    n = n + 1
+    sums[n] = carry + BASE
+    carry = -1
+  end
+  local sign = ''
+  if carry < 0 then  -- what stands in `sums` is too much by BASE ^ n
+    sign, carry = '-', 1
+    for i = 1, n do
+      local digit = BASE - 1 - sums[i] + carry
+      carry = digit >= BASE and 1 or 0
+      sums[i] = digit - carry * BASE
+    end
+  end
+  if carry > 0 then
+    n = n + 1
+    sums[n] = carry
+  end
+  while n > 0 and sums[n] == 0 do
+    n = n - 1
+  end
+  if n == 0 then
+    return '0p0'
+  end
+  local last = 1
+  while sums[last] == 0 do
+    last = last + 1
+  end
+  local text = format('%s%x', sign, sums[n])
+  for i = n - 1, last, -1 do
+    text = text .. format('%010x', sums[i])
+  end
+  return format('%sp%d', text, 40 * (start + last - 1))
+end
+
 -- The text of `old`, a text, plus `y`, whose text is `new`; nil where doubles do not hold the sum
--- of integers exactly.
-local function sum(old, new, y, y_is_float)
+-- of integers exactly. Of an exact number, `y` is its digits and `y_lowest` their lowest place.
+local function sum(old, new, y, y_is_float, y_lowest)
   if not old then
     return new
+  end
+  if y_lowest then
+    return exact_sum(old, y, y_lowest)
   end
   local x = tonumber(old)
   if y_is_float or is_float(old) then
@@ -133,9 +225,13 @@ end
 
 local rows, large = {}, {}
 for _, vector in ipairs(a.vectors) do
-  local names, texts, numbers, floats = vector[1], vector[2], {}, {}
+  local names, texts, numbers, floats, lowest = vector[1], vector[2], {}, {}, {}
   for i = 1, #texts do
-    numbers[i], floats[i] = tonumber(texts[i]), is_float(texts[i])
+    if is_exact(texts[i]) then
+      numbers[i], lowest[i] = exact(texts[i])
+    else
+      numbers[i], floats[i] = tonumber(texts[i]), is_float(texts[i])
+    end
   end
   for _, p in ipairs(vector[3]) do
     local key, row, n = KEYS[PANES + p], {}, 0
@@ -143,7 +239,7 @@ for _, vector in ipairs(a.vectors) do
       local last = min(first + CHUNK - 1, #names)
       local old = redis.call('HMGET', key, unpack(names, first, last))
       for i = first, last do
-        local text = sum(old[i - first + 1], texts[i], numbers[i], floats[i])
+        local text = sum(old[i - first + 1], texts[i], numbers[i], floats[i], lowest[i])
         if text then
           row[n + 1], row[n + 2] = names[i], text
           n = n + 2

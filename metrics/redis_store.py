@@ -1,6 +1,6 @@
 """The store in Redis (6.2 or newer) or Valkey, one server or a cluster: for several replicas.
 
-Keys, format 1. Those of a deployment's models share a hash tag, so a cluster has them on one node;
+Keys, format 2. Those of a deployment's models share a hash tag, so a cluster has them on one node;
 HOME is `namespace/deployment` and MODEL the rest of a model's id, both percent-encoded, so that a
 brace in them cannot end the tag:
 
@@ -20,8 +20,12 @@ brace in them cannot end the tag:
     fdmt:format                       this format's number
     …:probe                           what an empty commit writes
 
-A number without a point or exponent is an integer, exact to 64 bits; any other has 17 digits, so
-that it is the same double everywhere. Panes expire by themselves at the age at which no window
+A number is an integer, exact to 64 bits, or the text of an exact number with a "p" in it (`exact`).
+In format 1 these were floats, of 17 digits: where one is found, that double is meant, and the next
+commit writes the sum as an exact number. A replica of format 1 that still runs then fails to read
+and to commit to that model, and writes nothing: its script makes every sum before the first write,
+and finds that the text is no number. So replicas may be replaced one by one, and there is no way
+back but by an export. Panes expire by themselves at the age at which no window
 reaches them; digests go in small steps, a few with every commit and every `housekeep`.
 
 A commit is one script a model (`redis_commit.lua`): it writes all of the model's share of a batch,
@@ -59,6 +63,7 @@ import orjson
 
 from .counters import Increment, Number, Vector, decode_key, encode_key, merge, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
+from .exact import restored, stored
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
 from .store import (
@@ -75,7 +80,7 @@ from .windows import ALL_TIME, PANES, Pane
 
 logger = logging.getLogger("metrics.store")
 
-FORMAT = 1
+FORMAT = 2
 CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other replicas' commits."""
 RECOVER_SECONDS = 5.0
@@ -322,12 +327,13 @@ class RedisStore:
         if self._stamped or (self._checked and not stamp):
             return
         key = "fdmt:format"
-        calls = [Call(key, ("SETNX", key, FORMAT))] if stamp else []
-        number = self._link.exchange([*calls, Call(key, ("GET", key))])[-1]
-        if number not in (None, b"%d" % FORMAT):
+        (number,) = self._link.exchange([Call(key, ("GET", key))])
+        if number not in (None, b"1", b"%d" % FORMAT):
             raise StoreUnusable(
                 f"FEEDBACK_STORE: holds format {number.decode()}; this version reads {FORMAT}"
             )
+        if stamp and number != b"%d" % FORMAT:
+            self._link.exchange([Call(key, ("SET", key, FORMAT))])
         self._checked, self._stamped = True, stamp
 
     # --- one commit --------------------------------------------------------------------------
@@ -720,7 +726,8 @@ def _vector(flat: Sequence[str]) -> Vector:
     vector: dict[str, Any] = {}
     for key, text in _pairs(flat):
         family, labels = _decode(key)
-        vector.setdefault(family, {})[labels] = _number(text)
+        number = text if "p" in text else _number(text)
+        vector.setdefault(family, {})[labels] = restored(family, number)
     return vector
 
 
@@ -755,7 +762,7 @@ def _numbered(vectors: Iterable[tuple[Increment, list[Pane]]]) -> list[Any]:
         numbers: list[str] = []
         for family, cells in vector.items():
             keys += [encode_key(family, labels) for labels in cells]
-            numbers += map(repr, cells.values())
+            numbers += map(str, stored(family, cells).values())
         numbered.append((keys, numbers, list(range(pane, pane + len(panes)))))
         pane += len(panes)
     return numbered

@@ -28,6 +28,7 @@ from .events import (
     lines_of,
     own_lines,
 )
+from .exact import shown
 from .isolation import Isolation
 from .joins import IDENTITY
 from .model_settings import ModelSettings
@@ -277,7 +278,8 @@ def readable(increment: Increment | Compact) -> dict[str, Any]:
     for family, cells in increment.items():
         if family in _HIDDEN:
             continue
-        for labels, value in cells.items():
+        for labels, number in cells.items():
+            value = shown(family, number)
             at, last = readable, family
             for label in labels:
                 below = at.setdefault(last, {})

@@ -5,14 +5,14 @@ before the log grows long, it is folded into the tables of counters and digests.
 always the tables plus the log since the last fold, so a commit costs one row however many panes
 it counts in, and no writer ever overwrites what another added.
 
-Format, version 2 (PRAGMA user_version; application_id marks the file as ours):
+Format, version 3 (PRAGMA user_version; application_id marks the file as ours):
 
     meta(epoch, folded, pruned, seen)    one row. epoch: a random number, new whenever something
                                          was taken away other than by age; folded: the last commit
                                          that is in the tables; pruned: the last that is no more
                                          in the log; seen: digests in both tables
-    log(sequence, time, digests, delta)  one row a commit: its number; epoch seconds; 16 bytes for
-                                         each (source, id); JSON:
+    commits(sequence, time, digests, delta)  the log, one row a commit: its number; epoch seconds;
+                                         16 bytes for each (source, id); JSON:
                                          {"counters": [[model, [[width, start, segment], …],
                                                         {key: number},
                                                         {"scores": [[class, …], low, type, counts]}
@@ -22,7 +22,8 @@ Format, version 2 (PRAGMA user_version; application_id marks the file as ours):
                                           "replaced": {model: {name: value before}},
                                           "dropped": [[model, [width, start, segment]], …]}
     panes(id, model, width, start, segment)
-    counters(pane, key, value)           key: JSON [family, labels…]; integers stay integers
+    counters(pane, key, value)           key: JSON [family, labels…]; an integer, or the text of an
+                                         exact number (`exact`), as in the log
     arrays(pane, family, body)           a family that is an array; JSON, as in the log
     gauges(pane, key, value, time)       last write wins; at the pane of all time
     constants(pane, name, value)         first writer wins, unless replaced; JSON; at the pane of
@@ -32,6 +33,10 @@ Format, version 2 (PRAGMA user_version; application_id marks the file as ours):
     records(id, home, body)              what is remembered of a request until its truth, or its
                                          prediction, comes; rows in the order of their writing
     held(bytes)                          one row: bytes of all records
+
+In version 2 the log was called `log`, and what is an exact number now was a float: such floats are
+read as they are, and written as exact numbers when they change. The log's other name makes every
+transaction of a process of an older version fail that has the file open still.
 
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
 know. All processes so add the same numbers in the same order, and the fold writes the sums they
@@ -58,8 +63,9 @@ from typing import Any
 
 import orjson
 
-from .counters import Labels, Number, Packed, decode_key, encode_key
+from .counters import Labels, Packed, decode_key, encode_key
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
+from .exact import restored, stored
 from .state import (
     TAG,
     Delta,
@@ -77,7 +83,7 @@ from .store import Ahead, apply_rest, check_constants, latest, split, unheeded, 
 from .windows import ALL_TIME, PANES, Pane
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
-VERSION = 2
+VERSION = 3
 BUSY_SECONDS = 5.0
 """How long a commit waits for another process's transaction before it answers 503."""
 BUSY_TRY_SECONDS = 0.02
@@ -124,16 +130,22 @@ INSERT INTO held VALUES (0);
 PRAGMA application_id = {APPLICATION_ID};
 """
 
-_SINCE_1 = f"""
+_SINCE_1 = """
 CREATE TABLE arrays(pane INTEGER NOT NULL, family TEXT NOT NULL, body TEXT NOT NULL,
   PRIMARY KEY(pane, family)) WITHOUT ROWID;
 CREATE TABLE young(digest BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
-PRAGMA user_version = {VERSION};
+PRAGMA user_version = 2;
 """
 """What makes a file of version 2 of one of version 1."""
 
+_SINCE_2 = f"""
+ALTER TABLE log RENAME TO commits;
+PRAGMA user_version = {VERSION};
+"""
+
 _META = """
-SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM log), folded) FROM meta"""
+SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM commits), folded)
+FROM meta"""
 
 _IDS = "SELECT substr(?1, 16 * value + 1, 16) FROM json_each(?2)"
 
@@ -394,7 +406,7 @@ class SQLiteStore:
     ) -> None:
         """Append one row to the log, within the transaction that is open."""
         row = (sequence, int(now), digests, _encode(delta))
-        connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", row)
+        connection.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", row)
 
     def _move(self, connection: sqlite3.Connection) -> None:
         """Bring the next stretch of young digests to the others."""
@@ -468,7 +480,7 @@ class SQLiteStore:
     def _replay(self, connection: sqlite3.Connection) -> int:
         """Apply the log's rows that the mirror lacks, up to a gap; the number of the last."""
         for sequence, digests, delta in connection.execute(
-            "SELECT sequence, digests, delta FROM log WHERE sequence > ? ORDER BY sequence",
+            "SELECT sequence, digests, delta FROM commits WHERE sequence > ? ORDER BY sequence",
             (self._mirror.sequence,),
         ):
             if sequence != self._mirror.sequence + 1:
@@ -486,7 +498,7 @@ class SQLiteStore:
         vectors: dict[int, dict[str, Any]] = {id: {} for id in homes}
         for id, key, number in counters:
             family, labels = _known_key(key)
-            vectors[id].setdefault(family, {})[labels] = number
+            vectors[id].setdefault(family, {})[labels] = restored(family, number)
         for id, family, body in arrays:
             vectors[id][family] = _array(orjson.loads(body))
         self._mirror.clear()
@@ -529,7 +541,7 @@ class SQLiteStore:
         """Write the sums that the log's rows touched, and their digests; prune the log."""
         fresh: dict[int, list[bytes]] = {}
         for time, digests in connection.execute(
-            "SELECT time, digests FROM log WHERE sequence > ?", (self._folded,)
+            "SELECT time, digests FROM commits WHERE sequence > ?", (self._folded,)
         ):
             fresh.setdefault(time, []).extend(_divided(digests))
         remembered = 0
@@ -539,7 +551,7 @@ class SQLiteStore:
         self._write(connection)
         sequence = self._mirror.sequence
         pruned = min(self._old_fold(), sequence)
-        connection.execute("DELETE FROM log WHERE sequence <= ?", (pruned,))
+        connection.execute("DELETE FROM commits WHERE sequence <= ?", (pruned,))
         connection.execute(
             "UPDATE meta SET folded = ?, seen = seen + ?, pruned = max(pruned, ?)",
             (sequence, remembered, pruned),
@@ -561,7 +573,7 @@ class SQLiteStore:
             model: self._id(connection, model, ALL_TIME)
             for model in touched.gauges.keys() | touched.constants.keys()
         }
-        rows: list[tuple[int, str, Number]] = []
+        rows: list[tuple[int, str, Any]] = []
         for (model, pane), families in touched.panes().items():
             vector = self._mirror.vector(model, pane)
             if vector is None:
@@ -575,10 +587,10 @@ class SQLiteStore:
                     first = encode_key(family, ())[:-1]
                     connection.execute(_UNSET, (id, f"{first},", f"{first}-"))
                 else:
+                    there = {labels: numbers[labels] for labels in cells if labels in numbers}
                     rows += [
-                        (id, encode_key(family, labels), numbers[labels])
-                        for labels in cells
-                        if labels in numbers
+                        (id, encode_key(family, labels), number)
+                        for labels, number in stored(family, there).items()
                     ]
         connection.executemany(_SET, rows)
         for model, gauges in touched.gauges.items():
@@ -729,7 +741,7 @@ def _encode(delta: Delta) -> str:
                         encode_key(family, labels): number
                         for family, cells in vector.items()
                         if type(cells) is dict
-                        for labels, number in cells.items()
+                        for labels, number in stored(family, cells).items()
                     },
                     *_encode_packed(vector),
                 )
@@ -763,7 +775,7 @@ def _decode(text: str) -> Delta:
             vector.update({family: _array(parts) for family, parts in families.items()})
         for key, number in numbers.items():
             family, labels = _known_key(key)
-            vector.setdefault(family, {})[labels] = number
+            vector.setdefault(family, {})[labels] = restored(family, number)
         delta.groups[model, tuple(Pane(*pane) for pane in panes)] = vector
     delta.dropped = [(model, Pane(*pane)) for model, pane in stored["dropped"]]
     for model, gauges in stored["gauges"].items():
@@ -798,7 +810,7 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
         raise
     if tables and application != APPLICATION_ID:
         raise StoreUnavailable("foreign", f"{path} holds another program's data")
-    if tables and version not in (1, VERSION):
+    if tables and not 1 <= version <= VERSION:
         raise StoreUnusable(
             f"FEEDBACK_STORE: {path} has format {version}; this version reads {VERSION}"
         )
@@ -812,8 +824,9 @@ def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:
         if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             _execute(connection, _SCHEMA)
             connection.execute("INSERT INTO meta VALUES (?, 0, 0, 0)", (random.getrandbits(62),))
-        if connection.execute("PRAGMA user_version").fetchone()[0] < VERSION:
-            _execute(connection, _SINCE_1)
+        for older, script in ((1, _SINCE_1), (2, _SINCE_2)):
+            if connection.execute("PRAGMA user_version").fetchone()[0] <= older:
+                _execute(connection, script)
         connection.execute("COMMIT")
     connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TRY_SECONDS)}")
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metrics"
 
 LAYERS = (
-    {"errors", "counters", "bins", "histograms", "urls", "__init__"}
+    {"errors", "counters", "exact", "bins", "histograms", "urls", "__init__"}
     | {"http1", "connections", "large_arrays", "outgoing"},
     {"payload", "windows", "alerts"},
     {"model_settings", "state"},

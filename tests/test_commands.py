@@ -553,7 +553,7 @@ def test_contradicting_exports_are_refused_whole(filled: str, tmp_path: Path) ->
     ("change", "said"),
     [
         (lambda export: export.update(format="x"), "the file: is no export"),
-        (lambda export: export.update(version=99), "this program reads 1"),
+        (lambda export: export.update(version=99), "this program reads 2"),
         (lambda export: export.update(id=""), "no id or no models"),
         (lambda export: export.update(models=[]), "no id or no models"),
         (lambda export: export["models"].update({"a/b": {}}), "models.a/b: is no namespace/"),

@@ -25,15 +25,18 @@ from metrics.bins import (
 from metrics.counters import LARGEST, OTHER, merge, unpack
 from metrics.errors import ConfigurationError, Refused
 from metrics.evaluators import Known, evaluate, infer, multiclass, one_row
-from metrics.evaluators.classification import CLIP, MAX_SCORED_CLASSES, VECTOR_ROWS
+from metrics.evaluators.classification import MAX_SCORED_CLASSES, VECTOR_ROWS
 from metrics.evaluators.evaluation import Evaluation
 from metrics.evaluators.multiclass import column_keys
 from metrics.evaluators.regression import MAX_OUTPUTS, ZERO
 from metrics.evaluators.reward import MAX_ROUTES
 from metrics.evaluators.user_metrics import MAX_SERIES, load_class
+from metrics.exact import CLIP
 from metrics.model_settings import ModelSettings
 from metrics.payload import parse
 from metrics.replies import readable
+from metrics.scores.view import reward_view
+from tests.floats import exactly, floats
 from tests.test_payload import JSON, hostile_events, is_one_short_line
 
 
@@ -67,7 +70,7 @@ def outcomes(evaluation: Evaluation) -> dict[str, Any]:
 
 def same(one: Any, other: Any) -> None:
     """Fail unless two vectors have the same cells: integers exactly, floats to 1e-9."""
-    one, other = merge([one]), merge([other])
+    one, other = floats(merge([one])), floats(merge([other]))
     assert one.keys() == other.keys()
     for family, cells in one.items():
         assert cells.keys() == other[family].keys(), family
@@ -547,7 +550,7 @@ def test_binary_feedback_is_what_its_definition_says(positive: str, threshold: f
             for response in (p, pairs):
                 counters = run(form, response, **options)
                 assert outcomes(counters) == expected
-                assert isclose(counters.increment["log_loss"][()], loss, rel_tol=1e-9)
+                assert isclose(floats(counters.increment)["log_loss"][()], loss, rel_tol=1e-9)
 
 
 def test_classes_past_the_cap_fold_after_right_and_wrong_are_told_apart() -> None:
@@ -619,7 +622,7 @@ def test_regression_is_what_its_definition_says(rows: int, outputs: int) -> None
     origins = [1e4] * outputs
     squeeze = (lambda table: table[:, 0].tolist()) if outputs == 1 else np.ndarray.tolist
     known = {"task": "regression", "origins": origins}
-    counters = run(squeeze(truth), squeeze(predicted), known).increment
+    counters = floats(run(squeeze(truth), squeeze(predicted), known).increment)
     error, offset = predicted - truth, truth - origins
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(truth == 0, 0, abs(error) / abs(truth))
@@ -654,7 +657,7 @@ def test_no_number_of_accepted_events_adds_up_to_infinity() -> None:
     reward = run([1], [1], {"reward_origin": 0.0}, more={"reward": -largest})
     truth = {"data": {"ndarray": [1]}, "meta": {"metrics": [{**METRIC, "value": 0.99 * LARGEST}]}}
     for counters in (event.increment, reward.increment, run(truth, [1]).increment):
-        for cells in unpack(counters).values():
+        for cells in floats(counters).values():
             assert all(abs(number) * 1e12 < inf for number in cells.values())
             assert all((number * 1e-75) ** 2 < inf for number in cells.values())
     for bad in (1e200, -1e200, 1e308, -1e308):
@@ -666,14 +669,16 @@ def test_no_number_of_accepted_events_adds_up_to_infinity() -> None:
         run([1], [1], more={"reward": 1e200})
 
 
-def test_regression_sums_about_the_first_truth() -> None:
-    """The origin is fixed by the first event, and later events presuppose it."""
+def test_regression_sums_about_the_models_origin() -> None:
+    """It is 0, but for models of older versions, whose sums are about their first truth."""
     first = run([[1.5, 10.0]], [[2.0, 9.0]], task="regression")
-    assert first.constants["origins"] == [1.5, 10.0]
-    second = run([[2.5, 10.0]], [[2.0, 9.0]], {"origins": [1.5, 10.0]}, task="regression")
-    assert second.increment["truth_offset"] == {("0",): 1.0, ("1",): 0.0}
-    assert second.increment["error"] == {("0",): -0.5, ("1",): -1.0}
-    assert second.increment["absolute_error"] == {("0",): 0.5, ("1",): 1.0}
+    assert first.constants["origins"] == [0.0, 0.0]
+    assert floats(first.increment)["truth_offset"] == {("0",): 1.5, ("1",): 10.0}
+    older = run([[2.5, 10.0]], [[2.0, 9.0]], {"origins": [1.5, 10.0]}, task="regression")
+    second = floats(older.increment)
+    assert second["truth_offset"] == {("0",): 1.0, ("1",): 0.0}
+    assert second["error"] == {("0",): -0.5, ("1",): -1.0}
+    assert second["absolute_error"] == {("0",): 0.5, ("1",): 1.0}
     zero = run([0.0, 2.0], [1.0, 1.0], task="regression")
     assert zero.increment["percentage_rows"] == {("0",): 1}
     with pytest.raises(Refused, match="this model has 2"):
@@ -685,20 +690,20 @@ def test_regression_sums_about_the_first_truth() -> None:
 def test_rewards_of_zero_and_below_count_and_routes_have_their_own() -> None:
     """A signed sum is never one counter."""
     meta = {"meta": {"routing": {"ab": 1}}}
-    counters = run([1], [1], more={"reward": -2, **meta}).increment
+    counters = floats(run([1], [1], more={"reward": -2, **meta}).increment)
     assert counters["rewards"] == {(): 1, ("ab=1",): 1}
     assert counters["reward_negative"] == {(): 2.0, ("ab=1",): 2.0}
     assert run([1], [1], more={"reward": 0}).increment["rewards"] == {(): 1}
     assert "rewards" not in run([1], [1]).increment
     assert counters["reward_positive"] == {(): 0.0, ("ab=1",): 0.0}
-    free = run([1], [1], {"reward_origin": 5.0}, more={"reward": 0}).increment
+    free = floats(run([1], [1], {"reward_origin": 5.0}, more={"reward": 0}).increment)
     assert (free["reward_positive"], free["reward_negative"]) == ({(): 0.0}, {(): 0.0})
     assert free["reward_offset"] == {(): -5.0}
     assert free["reward_offset_squared"] == {(): 25.0}
 
 
 def test_rewards_by_route_are_what_their_definition_says() -> None:
-    """Count, sum, and variance about the first reward come out as from the plain list."""
+    """Count, sum, and variance come out as from the plain list."""
     chance = random.Random(3)
     sent = [
         (chance.choice("abc"), chance.choice([0, 1, -1, chance.gauss(1e6, 1)])) for _ in "x" * 99
@@ -710,7 +715,7 @@ def test_rewards_by_route_are_what_their_definition_says() -> None:
         evaluation = run([1], [1], constants, more=more)
         constants = {**evaluation.constants, **constants}
         increments.append(evaluation.increment)
-    total = merge(increments)
+    total = floats(merge(increments))
     for route in (None, "a", "b", "c"):
         rewards = [reward for each, reward in sent if route in (None, each)]
         key = (f"r={route}",) if route else ()
@@ -719,9 +724,12 @@ def test_rewards_by_route_are_what_their_definition_says() -> None:
         assert n == len(rewards)
         signed = total["reward_positive"][key] - total["reward_negative"][key]
         assert isclose(signed, sum(rewards), rel_tol=1e-9)
-        mean = constants["reward_origin"] + offset / n
-        assert isclose(mean, np.mean(rewards), rel_tol=1e-9)
-        assert isclose(squared / n - (offset / n) ** 2, np.var(rewards), rel_tol=1e-9)
+        assert constants["reward_origin"] == 0
+        assert isclose(offset, sum(rewards), rel_tol=1e-9)
+        assert isclose(squared, np.dot(rewards, rewards), rel_tol=1e-9)
+        shown = reward_view(merge(increments), key, 0.95)
+        assert isclose(shown["mean"], np.mean(rewards), rel_tol=1e-9)
+        assert isclose(shown["variance"], np.var(rewards, ddof=1), rel_tol=1e-6)
 
 
 def test_routes_past_the_cap_share_one_label() -> None:
@@ -804,7 +812,7 @@ def test_one_name_is_one_kind_of_metric() -> None:
         with pytest.raises(Refused, match="by its first event") as refused:
             with_metrics(first, second)
         assert refused.value.field == "truth.meta.metrics[1].type"
-    assert with_metrics(METRIC, METRIC).increment["user_counters"] == {("m",): 2.0}
+    assert floats(with_metrics(METRIC, METRIC).increment)["user_counters"] == {("m",): 2.0}
     assert with_metrics(METRIC).constants["metric m"] == "COUNTER"
 
 
@@ -814,10 +822,10 @@ def test_tags_are_sorted_texts() -> None:
     series = ("m", "a", "1", "b", "true", "c", "1.5", "d", "é")
     for order in (tags, dict(reversed(tags.items())), {**tags, "a": "1"}):
         found = with_metrics({**METRIC, "tags": order})
-        assert found.increment["user_counters"] == {series: 1.0}
+        assert floats(found.increment)["user_counters"] == {series: 1.0}
     for nothing in (None, {}, [], {"a": ""}):
         found = with_metrics({**METRIC, "tags": nothing})
-        assert found.increment["user_counters"] == {("m",): 1.0}
+        assert floats(found.increment)["user_counters"] == {("m",): 1.0}
     ten = {f"t{number}": 1 for number in range(10)}
     assert len(with_metrics({**METRIC, "tags": ten}).increment["user_counters"]) == 1
 
@@ -829,7 +837,7 @@ def test_timers_fall_into_buckets_by_upper_bound() -> None:
         assert found.increment["user_timers_bucket"] == {("t", bound): 1}
     found = with_metrics({"key": "t", "type": "TIMER", "value": 10_001, "tags": {"a": "b"}})
     assert found.increment["user_timers_bucket"] == {("t", "+Inf", "a", "b"): 1}
-    assert found.increment["user_timers_sum"] == {("t", "a", "b"): 10.001}
+    assert floats(found.increment)["user_timers_sum"] == {("t", "a", "b"): 10.001}
 
 
 def test_series_are_capped_and_known_ones_are_not() -> None:
@@ -855,8 +863,9 @@ def test_user_metrics_add_up_and_gauges_are_last_writes() -> None:
         {"key": "t", "type": "TIMER", "value": 30},
         {"key": "g", "type": "GAUGE", "value": -4},
     )
-    assert found.increment["user_counters"] == {("m",): 1.0, ("m", "a", "1", "b", "true"): 2.0}
-    assert found.increment["user_timers_sum"] == {("t",): 0.03}
+    added = floats(found.increment)
+    assert added["user_counters"] == {("m",): 1.0, ("m", "a", "1", "b", "true"): 2.0}
+    assert added["user_timers_sum"] == {("t",): 0.03}
     assert found.increment["user_timers_bucket"] == {("t", "0.05"): 1}
     assert found.gauges["user_gauges", ("g",)] == -4.0
     with pytest.raises(Refused, match="COUNTER"):
@@ -879,13 +888,13 @@ def test_a_custom_class_counts_what_it_returns() -> None:
     """The class is called as the ancestor called it, and its metrics add up."""
     task = f"{__name__}.Custom"
     found = run([[1, 2], [3, 4]], [[1, 2], [3, 4]], task=task, more={"request": {"kind": "x"}})
-    assert found.increment["user_counters"] == {("m", "kind", "x"): 2.0}
+    assert floats(found.increment)["user_counters"] == {("m", "kind", "x"): 2.0}
     assert found.rows == 2
     assert found.increment["events"] == {(): 1}
     assert "true_positives" not in found.increment
     with_reward = run([1], [1], task=task, more={"reward": 2})
     assert with_reward.increment["rewards"] == {(): 1}
-    assert with_reward.increment["user_counters"] == {("m", "kind", "none"): 1.0}
+    assert floats(with_reward.increment)["user_counters"] == {("m", "kind", "none"): 1.0}
 
 
 class Seen:
@@ -963,7 +972,7 @@ ROWS = [1, 2, VECTOR_ROWS - 1, VECTOR_ROWS, VECTOR_ROWS + 1, 63, 64, 65]
 def test_rows_of_probabilities_count_by_definition(rows: int, width: int) -> None:
     """Every family against its definition, on both sides of each switch to numpy."""
     truth, table = table_of(random.Random(rows * width), rows, width)
-    counters = unpack(run(truth, table, task="multiclass", k=2).increment)
+    counters = run(truth, table, task="multiclass", k=2).increment
     best = [row.index(max(row)) for row in table]
     expected: dict[str, dict[Any, Any]] = {}
 
@@ -999,9 +1008,7 @@ def test_rows_of_probabilities_count_by_definition(rows: int, width: int) -> Non
         if width <= MAX_SCORED_CLASSES:
             for column in range(1 if width == 2 else 0, width):
                 count("scores", column, logit_bin(row[column]), int(column == true))
-    for family in ("log_loss", "log_loss_squared", "brier", "brier_squared"):
-        expected[family][()] = float(expected[family][()])
-    same(counters, expected)
+    same(counters, exactly(expected))
 
 
 def test_the_straight_path_adds_what_the_general_one_adds() -> None:
@@ -1055,7 +1062,7 @@ def test_no_probability_is_written_as_numpy_types() -> None:
         truths = [min(true, 1) for true in truth] if task == "binary" else truth
         for cells in unpack(run(truths, response, task=task, k=1).increment).values():
             for labels, number in cells.items():
-                assert type(number) in (int, float)
+                assert type(number) is int
                 assert all(type(label) is str for label in labels)
 
 
@@ -1222,13 +1229,14 @@ OPTIONS: list[Any] = [
 def is_sound(evaluation: Evaluation) -> bool:
     """Whether an increment can be stored, added and read for ever."""
     counters = unpack(evaluation.increment)
-    numbers = [number for cells in counters.values() for number in cells.values()]
+    numbers = [number for cells in floats(counters).values() for number in cells.values()]
     labels = [label for cells in counters.values() for key in cells for label in key]
     return (
         counters["rows"] == {(): evaluation.rows}
         and evaluation.rows >= 1
         and counters["events"] == {(): 1}
-        and all(type(number) in (int, float) and abs(number) <= LARGEST for number in numbers)
+        and all(type(number) is int for cells in counters.values() for number in cells.values())
+        and all(abs(number) <= LARGEST for number in numbers)
         and all(type(label) is str and len(label) <= 256 for label in labels)
         and all(isfinite(number) for number in evaluation.gauges.values())
     )

@@ -199,7 +199,11 @@ BROKEN = {
     "half a row": (cell(["rows"], 0.5), "0.5 is no number of that family"),
     "more rows than can be counted": (cell(["rows"], 1 << 60), "is no number of that family"),
     "a negative sum": (cell(["log_loss"], -1.5), "-1.5 is no number of that family"),
-    "a huge sum": (cell(["squared_error", "0"], 1e300), "is no number of that family"),
+    "a huge sum": (cell(["squared_error", "0"], 1e170), "is no number of that family"),
+    "a sum past all numbers": (
+        cell(["squared_error", "0"], 1e300),
+        "is no number of squared_error",
+    ),
     "a counter that is text": (cell(["rows"], "1"), "is no number"),
     "taken back, never counted": (cell(["-rows"], 1 << 50), "more is taken back"),
     "a segment that is none": (pane(segment="x"), "the segment is no key=value"),

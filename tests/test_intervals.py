@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import erf, sqrt
+from math import erf, inf, nextafter, sqrt, ulp
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from metrics.exact import squared, to_units
 from metrics.model_settings import ModelSettings
 from metrics.scores.intervals import (
     Interval,
@@ -81,21 +82,28 @@ def test_the_f1_interval_is_wilsons_of_jaccard_mapped(hits: int, errors: int) ->
 def test_the_interval_of_a_mean_is_scipys(n: int, level: float) -> None:
     """From (n, Σ, Σ²) as from the values themselves; of fewer than two there is none."""
     values = np.random.default_rng(n).gamma(2.0, size=n)
-    found = mean_interval(n, values.sum(), values @ values, level)
+    total, squares = _sums(values)
+    found = mean_interval(n, total, squares, level)
     theirs = stats.t.interval(level, n - 1, loc=values.mean(), scale=stats.sem(values))
     assert found == pytest.approx(theirs, rel=2e-5)
-    assert sample_variance(n, values.sum(), values @ values) == pytest.approx(values.var(ddof=1))
-    assert mean_interval(1, 1.0, 1.0, level) is None
-    assert mean_interval(0, 0.0, 0.0, level) is None
+    assert sample_variance(n, total, squares) == pytest.approx(values.var(ddof=1), rel=1e-12)
+    assert mean_interval(1, *_sums([1.0]), level) is None
+    assert mean_interval(0, 0, 0, level) is None
 
 
-def test_a_variance_is_never_negative() -> None:
-    """Rounding of equal values leaves a variance of 0, or a tiny one, and no error."""
-    for x in (0.1, 1 / 3, 1e8 + 0.1):
+def _sums(values: Any) -> tuple[int, int]:
+    """Σx and Σx², in units."""
+    each = [to_units(value) for value in values]
+    return sum(each), sum(map(squared, each))
+
+
+def test_a_variance_is_0_where_all_values_are_equal_and_else_positive() -> None:
+    """However large they are beside their differences."""
+    for x in (0.1, 1 / 3, 1e8 + 0.1, -1e70):
         for n in (2, 3, 7, 1000):
-            variance = sample_variance(n, sum([x] * n), sum([x * x] * n))
-            assert variance is not None
-            assert 0 <= variance <= 1e-12 * x * x
+            assert sample_variance(n, *_sums([x] * n)) == 0
+            variance = sample_variance(n, *_sums([*[x] * (n - 1), nextafter(x, inf)]))
+            assert variance == pytest.approx(ulp(x) ** 2 / n, rel=1e-12)
 
 
 def _hanley_mcneil(theta: float, abnormal: int, normal: int) -> float:
@@ -189,7 +197,7 @@ def test_students_coverage(population: Any, n: int, least: float, most: float) -
     draw, truth = population
     rng = np.random.default_rng(n)
     samples = [draw(rng, n) for _ in range(3000)]
-    intervals = [mean_interval(n, x.sum(), x @ x, NOMINAL) for x in samples]
+    intervals = [mean_interval(n, *_sums(x), NOMINAL) for x in samples]
     assert least <= _coverage(intervals, truth) <= most
 
 

@@ -165,8 +165,10 @@ def _never_true() -> Rows:
 
 
 def _one_true_class(settings: ModelSettings, column: int, classes: int) -> Rows:
-    rows = _drawn(settings, 3, 20, classes)
-    return classifier(settings, np.full(20, column), rows.probabilities)
+    probabilities = _drawn(settings, 3, 20, classes).probabilities
+    if classes == 2:
+        probabilities = _pairs(probabilities[:, 1])
+    return classifier(settings, np.full(20, column), probabilities)
 
 
 def _skewed() -> Rows:
@@ -559,12 +561,12 @@ def _scattered(rows: Rows, seed: int) -> tuple[ModelState, Vector]:
 
 
 def _counts(vector: Any) -> dict[Any, int]:
-    """The integers of a vector; events depend on how rows are cut."""
+    """The numbers of a vector; events depend on how rows are cut."""
     return {
         (family, labels): number
         for family, cells in vector.items()
         for labels, number in cells.items()
-        if type(number) is int and family != "events"
+        if family != "events"
     }
 
 
@@ -621,7 +623,7 @@ def _later(first: float, truth: Any, prediction: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("rows", [2, 10, 1000, 5000])
 def test_a_constant_truth_has_no_r2_whatever_the_origin(rows: int) -> None:
-    """What rounding leaves of a spread of 0 is no spread to divide by."""
+    """A spread of 0 is none to divide by."""
     for constant in (0.1, 1 / 3, 1e8 + 0.7):
         found = _later(0.0, np.full(rows, constant), np.full(rows, constant + 0.5))
         assert "r2" not in found
@@ -638,12 +640,20 @@ def test_what_a_constant_error_leaves_unexplained_is_not_negative(error: float) 
         assert 1 - 1e-12 * max(1, error * error) <= explained <= 1
 
 
-def test_a_spread_that_rounding_drowns_is_none() -> None:
-    """From an origin 1e8 standard deviations off R² is absent; from 1000 off it is right."""
+def test_no_spread_is_drowned_by_rounding() -> None:
+    """R² is right from an origin any number of standard deviations off, and after any first row."""
     rows = _numbers(1, 500)
-    near = _later(1000.0, rows.truth, rows.prediction)
-    assert near["r2"] == pytest.approx(sk.r2_score(rows.truth, rows.prediction), abs=1e-8)
-    assert "r2" not in _later(1e8, rows.truth, rows.prediction)
+    for origin in (0.0, 1000.0, 1e8, -1e15):
+        found = _later(origin, rows.truth, rows.prediction)["r2"]
+        assert found == pytest.approx(sk.r2_score(rows.truth, rows.prediction), abs=1e-12)
+    for first, level in ((0.5, 1e7), (1e8, 1e8), (-1e9, 1e12)):
+        truth = np.array([first, *([level - 1, level + 1] * 50)])
+        prediction = truth + np.array([0.25, -0.5] * 50 + [0.125])
+        for start in (0, 1):
+            found = _later(0.0, truth[start:], prediction[start:])
+            r2, explained = _two_pass(truth[start:], prediction[start:])
+            assert found["r2"] == pytest.approx(r2, abs=1e-9)
+            assert found["explained_variance"] == pytest.approx(explained, abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -225,7 +225,12 @@ def test_older_format(path: Path) -> None:
         store.housekeep(NOW)
     store.close()
     old = sqlite3.connect(path)
-    for statement in ("DROP TABLE arrays", "DROP TABLE young", "PRAGMA user_version = 1"):
+    for statement in (
+        "DROP TABLE arrays",
+        "DROP TABLE young",
+        "ALTER TABLE commits RENAME TO log",
+        "PRAGMA user_version = 1",
+    ):
         old.execute(statement)
     old.close()
     for _ in range(2):

@@ -1,11 +1,12 @@
 """`python -m metrics export` and `import`: the state of a store as portable JSON, and back.
 
-    {"format": "feedback-metrics", "version": 1, "id": random text, "created": RFC 3339,
+    {"format": "feedback-metrics", "version": 2, "id": random text, "created": RFC 3339,
      "models": {MODEL: {"constants": {name: JSON}, "gauges": {KEY: [number, epoch seconds]},
                         "panes": [{"width", "start", "segment", "counters": {KEY: number}}, …]}}}
 
-KEY is the text of a JSON array, [family, labels…], as in the stores; a number with a point or an
-exponent is a float, any other an integer. A pane of width 0 is all time.
+KEY is the text of a JSON array, [family, labels…], as in the stores; so is a number: an integer, or
+the text of an exact number (`exact`). In version 1, which is read too, these were floats. A pane of
+width 0 is all time.
 
 An import adds. With each model's counters, in the same commit, it fixes the constant
 `imported ID`, whose value stands for this run: so an export counts once in a model however long
@@ -34,6 +35,7 @@ from .. import alerts
 from ..counters import Labels, Number, decode_key, encode_key
 from ..errors import ConfigurationError, ConstantsDiffer, Refused, StoreUnavailable, StoreUnusable
 from ..events import format_time
+from ..exact import restored, stored
 from ..payload import check_label, load_json, one_line
 from ..state import Constants, Entry, Gauge, ModelState, State
 from ..store import Store
@@ -42,7 +44,8 @@ from .schema import check_model
 from .stores import current, opened
 
 FORMAT = "feedback-metrics"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
 MARK = "imported "
 """What the name of the constant begins with that says that an export is in a model."""
 ATTEMPTS = 5
@@ -151,9 +154,9 @@ def _packed(model: str, state: ModelState) -> dict[str, Any]:
                 "start": pane.index,
                 "segment": pane.segment,
                 "counters": {
-                    encode_key(family, labels): _finite(number, model, family)
+                    encode_key(family, labels): number
                     for family, cells in vector.items()
-                    for labels, number in cells.items()
+                    for labels, number in stored(family, cells).items()
                 },
             }
             for pane, vector in sorted(state.panes.items())
@@ -210,7 +213,7 @@ def load(text: bytes) -> Export:
     value = load_json(text, "the file")
     if type(value) is not dict or value.get("format") != FORMAT:
         raise Refused("the file", "is no export")
-    if value.get("version") != VERSION:
+    if value.get("version") not in READ:
         raise Refused("version", f"{value.get('version')!r}; this program reads {VERSION}")
     id, models = value.get("id"), value.get("models")
     if type(id) is not str or not id or type(models) is not dict:
@@ -230,7 +233,8 @@ def _unpacked(model: str, known: Any) -> ModelState:
             vector = panes[_pane(stored["width"], stored["start"], stored["segment"], panes)] = {}
             for key, number in stored["counters"].items():
                 family, labels = _key(key)
-                vector.setdefault(family, {})[labels] = _number(number)
+                number = number if type(number) is str else _number(number)
+                vector.setdefault(family, {})[labels] = restored(family, number)
         gauges = {
             _key(key): Gauge(_number(number), _number(time))
             for key, (number, time) in known["gauges"].items()

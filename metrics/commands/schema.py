@@ -17,6 +17,7 @@ from ..counters import LARGEST, SUPERSEDED, Labels, Number, add, value
 from ..errors import Refused
 from ..evaluators.regression import MAX_OUTPUTS, ZERO
 from ..evaluators.user_metrics import BUCKETS, KINDS, are_stored_tags, is_stored_name
+from ..exact import shown, to_units
 from ..joins import DELAYS, IDENTITY
 from ..model_settings import TASKS, ModelSettings
 from ..payload import check_label, one_line
@@ -29,6 +30,9 @@ MAX_TIME = 253402300799
 
 MOST = 1 << 53
 """Events, rows or cells that are counted exactly."""
+
+_MOST_UNITS = to_units(LARGEST) * MOST
+"""Of a real number that is the sum of as many rows."""
 
 MAX_NAMES = 100_000
 """Names of classes in an export."""
@@ -77,7 +81,7 @@ def _check_cell(family: str, labels: Labels, number: Number, at: str) -> None:
     if not any(_fits(labels, shape) for shape in found.shapes):
         raise Refused(at, "labels that the family does not have")
     if not found.number(number):
-        raise Refused(at, f"{number!r} is no number of that family")
+        raise Refused(at, f"{_brief(shown(family, number))} is no number of that family")
 
 
 def _fits(labels: Labels, shape: tuple[Check, ...]) -> bool:
@@ -95,7 +99,7 @@ def _check_taken(vector: Mapping[str, Any], at: str) -> None:
     """Corrections take back no more than was counted."""
     for family, cells in vector.items():
         counted = family.removeprefix(SUPERSEDED)
-        if family == counted or _FAMILIES[counted].number is not _is_count:
+        if family == counted or _FAMILIES[counted].number is _is_signed:
             continue
         for labels, number in cells.items():
             if number > value(vector, counted, *labels):
@@ -109,9 +113,9 @@ def _check_scores(model: str, known: ModelState, where: str) -> None:
     for pane, vector in known.panes.items():
         add(sums.setdefault((pane.width, pane.segment), {}), vector)
     for (width, segment), vector in sums.items():
-        shown = ModelState({ALL_TIME: vector}, known.gauges, known.constants)
+        summed = ModelState({ALL_TIME: vector}, known.gauges, known.constants)
         try:
-            orjson.dumps(model_view(model, shown, _DEFAULTS, 0.0, curves=True))
+            orjson.dumps(model_view(model, summed, _DEFAULTS, 0.0, curves=True))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             at = f"{where}.panes of width {width} {one_line(segment, 40)}".rstrip()
             reason = one_line(str(error), 60)
@@ -129,11 +133,11 @@ def _is_count(number: Number) -> bool:
 
 
 def _is_sum(number: Number) -> bool:
-    return 0 <= number < LARGEST * MOST
+    return 0 <= number < _MOST_UNITS
 
 
 def _is_signed(number: Number) -> bool:
-    return abs(number) < LARGEST * MOST
+    return abs(number) < _MOST_UNITS
 
 
 def _is_time(number: Any) -> bool:

@@ -4,21 +4,18 @@ Families (labels): true_positives(class), false_negatives(class), false_positive
 confusion(truth, prediction) off the diagonal only; where probabilities are given
 probability_rows, log_loss and log_loss_squared, brier and brier_squared (sums over rows),
 calibration_rows|hits|confidence(bin), scores(class, bin, positive), top_k_hits(k),
-top_k_rows(k).
+top_k_rows(k). Losses, Brier scores and confidences are counted in
+units, to FINE binary places a row; see `exact`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log
-from sys import float_info
 
 from ..bins import calibration_bin, logit_bin
 from ..counters import NO_LABELS, Labels, Number, Vector
+from ..exact import fine, log_loss, of_fine, of_fine_squared
 from ..payload import Values
-
-CLIP = float_info.epsilon
-"""Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm, as scikit-learn does."""
 
 MAX_SCORED_CLASSES = 64
 """Score histograms (ROC AUC, average precision) are kept for models of at most as many columns."""
@@ -72,8 +69,7 @@ def count_probabilities(
 
         count_probability_rows(vector, rows.matrix(), keys, truth, k, best)
         return
-    width = len(keys)
-    losses = squares = briers = brier_squares = 0.0
+    losses = squares = briers = brier_squares = 0
     sizes: dict[Labels, Number] = {}
     hits: dict[Labels, Number] = {}
     confidences: dict[Labels, Number] = {}
@@ -82,30 +78,26 @@ def count_probabilities(
     scored = columns_scored(keys)
     for start, true in enumerate(truth):
         row = rows.row(start)
-        p = row[true]
-        loss = -log(min(max(p, CLIP), 1 - CLIP))
+        loss, distance = fine(log_loss(row[true])), fine(brier(row, true))
         losses += loss
         squares += loss * loss
-        distance = sum(x * x for x in row) - 2 * p + 1
-        if width == 2:
-            distance /= 2
         briers += distance
         brier_squares += distance * distance
         confidence = max(row)
         bin = (str(calibration_bin(confidence)),)
         sizes[bin] = sizes.get(bin, 0) + 1
         hits[bin] = hits.get(bin, 0) + (row.index(confidence) == true)
-        confidences[bin] = confidences.get(bin, 0) + confidence
+        confidences[bin] = confidences.get(bin, 0) + of_fine(fine(confidence))
         if k:
             top += rank(row, true) < k
         for column in scored:
             key = (keys[column], str(logit_bin(row[column])), "1" if column == true else "0")
             scores[key] = scores.get(key, 0) + 1
     vector["probability_rows"] = {NO_LABELS: len(truth)}
-    vector["log_loss"] = {NO_LABELS: losses}
-    vector["log_loss_squared"] = {NO_LABELS: squares}
-    vector["brier"] = {NO_LABELS: briers}
-    vector["brier_squared"] = {NO_LABELS: brier_squares}
+    vector["log_loss"] = {NO_LABELS: of_fine(losses)}
+    vector["log_loss_squared"] = {NO_LABELS: of_fine_squared(squares)}
+    vector["brier"] = {NO_LABELS: of_fine(briers)}
+    vector["brier_squared"] = {NO_LABELS: of_fine_squared(brier_squares)}
     vector["calibration_rows"] = sizes
     vector["calibration_hits"] = hits
     vector["calibration_confidence"] = confidences
@@ -114,6 +106,18 @@ def count_probabilities(
     if k:
         vector["top_k_rows"] = {(str(k),): len(truth)}
         vector["top_k_hits"] = {(str(k),): top}
+
+
+def brier(row: Sequence[float], true: int) -> float:
+    """The Brier score of a row; of two classes as scikit-learn has it. Summed column by column."""
+    distance = 0.0
+    for p in row[:true]:
+        distance += p * p
+    p = row[true] - 1
+    distance += p * p
+    for p in row[true + 1 :]:
+        distance += p * p
+    return distance / 2 if len(row) == 2 else distance
 
 
 def rank(row: Sequence[float], column: int) -> int:

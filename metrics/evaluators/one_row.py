@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import log
 from typing import Any
 
 from ..counters import NO_LABELS, Compact, Vector, merge
+from ..exact import FINE, fine, log_loss
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from ..state import GaugeKey
 from .classes import TOLERANCE, Classes
-from .classification import CLIP, MAX_SCORED_CLASSES, count_outcomes, count_probabilities, rank
+from .classification import MAX_SCORED_CLASSES, brier, count_outcomes, count_probabilities, rank
 from .evaluation import Evaluation, Known
 
+ONE, ONE_SQUARED = 1 << FINE, 1 << 2 * FINE
 _COLUMNS: GaugeKey = ("columns", NO_LABELS)
 _KEYS = tuple(map(str, range(MAX_SCORED_CLASSES)))
 
@@ -45,19 +46,15 @@ class Row(Compact):
     def shown(self) -> dict[str, Any]:
         """The row's contribution as JSON."""
         row, true, best = self.row, _KEYS[self.true], _KEYS[self.best]
-        p = row[self.true]
-        loss = -log(min(max(p, CLIP), 1 - CLIP))
-        distance = sum([x * x for x in row]) - 2 * p + 1
-        if len(row) == 2:
-            distance /= 2
+        loss, distance = fine(log_loss(row[self.true])), fine(brier(row, self.true))
         shown: dict[str, Any] = {
             "events": 1,
             "rows": 1,
             "probability_rows": 1,
-            "log_loss": loss,
-            "log_loss_squared": loss * loss,
-            "brier": distance,
-            "brier_squared": distance * distance,
+            "log_loss": loss / ONE,
+            "log_loss_squared": loss * loss / ONE_SQUARED,
+            "brier": distance / ONE,
+            "brier_squared": distance * distance / ONE_SQUARED,
         }
         if true is best:
             shown["true_positives"] = {true: 1}

@@ -4,29 +4,24 @@ Families, each by output ("0", "1", …): targets (rows), absolute_error, square
 (prediction - truth), truth_offset and truth_offset_squared (truth less the model's origin),
 percentage_error and percentage_rows (rows whose truth is not 0), absolute_errors(output, bin).
 
-The origin is the first truth ever seen, fixed by the first writer: sums of squares about it stay
-exact where sums about zero cancel (targets of 1e8 ± 1), and they still add up over replicas.
+Sums are exact (`exact`), so that any origin will do: it is 0, but for models that were begun when
+it was their first truth. `origins` also says how many outputs a model has.
 """
 
 from __future__ import annotations
 
 from ..bins import error_bin
-from ..counters import LARGEST, Labels, Number
+from ..counters import LARGEST, MAX_ROOT, Labels, Number
 from ..errors import Refused
+from ..exact import squared, to_units
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from .classes import agree
 from .evaluation import Evaluation, Known
 
-FAMILIES = (
-    "targets",
-    "absolute_error",
-    "squared_error",
-    "error",
-    "truth_offset",
-    "truth_offset_squared",
-    "percentage_error",
-    "percentage_rows",
+REAL_FAMILIES = (
+    *("absolute_error", "squared_error", "error"),
+    *("truth_offset", "truth_offset_squared", "percentage_error"),
 )
 MAX_OUTPUTS = 1000
 """Outputs of a model: each has its own counters."""
@@ -51,7 +46,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         raise Refused(truth.field, f"{outputs} outputs; at most {MAX_OUTPUTS} are taken")
     origins = known.constants.get("origins")
     if origins is None:
-        origins = [float(value) for value in truth.flat[:outputs]]
+        origins = [0.0] * outputs
     elif len(origins) != outputs:
         raise Refused(truth.field, f"{outputs} outputs; this model has {len(origins)}")
     evaluation = Evaluation(rows=len(truth), constants={"origins": list(origins)})
@@ -69,8 +64,10 @@ def _add_output(
     origin: float,
 ) -> None:
     """Add one output's column."""
-    absolute = squared = error = offset = offset_squared = percentage = 0.0
+    sums = [0] * len(REAL_FAMILIES)
+    absolute, squares, error, offset, offset_squares, percentage = range(len(sums))
     percentage_rows = 0
+    origin_units = to_units(origin)
     name = str(output)
     bins: dict[Labels, Number] = {}
     for true, predicted in zip(
@@ -78,32 +75,25 @@ def _add_output(
     ):
         residual = float(predicted) - float(true)
         size = abs(residual)
-        absolute += size
-        squared += residual * residual
-        if not squared < LARGEST:
-            break  # refused below
-        error += residual
-        centred = float(true) - origin
-        offset += centred
-        offset_squared += centred * centred
+        if not (size < MAX_ROOT and abs(true - origin) < MAX_ROOT):
+            raise Refused(truth.field, "numbers too large to be squared")
+        units = to_units(residual)
+        sums[absolute] += abs(units)
+        sums[squares] += squared(units)
+        sums[error] += units
+        centred = to_units(true) - origin_units
+        sums[offset] += centred
+        sums[offset_squares] += squared(centred)
         if true:
-            percentage += size / abs(true)
+            share = size / abs(true)
+            if not share < LARGEST:
+                raise Refused(truth.field, "numbers too small to be divided by")
+            sums[percentage] += to_units(share)
             percentage_rows += 1
         bin = error_bin(size)
         key = (name, ZERO if bin is None else str(bin))
         bins[key] = bins.get(key, 0) + 1
-    sums = (
-        len(truth),
-        absolute,
-        squared,
-        error,
-        offset,
-        offset_squared,
-        percentage,
-        percentage_rows,
-    )
-    if not all(abs(value) < LARGEST for value in sums):
-        raise Refused(truth.field, "numbers too large to be squared")
-    for family, value in zip(FAMILIES, sums, strict=True):
+    counts = {"targets": len(truth), "percentage_rows": percentage_rows}
+    for family, value in (*counts.items(), *zip(REAL_FAMILIES, sums, strict=True)):
         evaluation.increment.setdefault(family, {})[name,] = value
     evaluation.increment.setdefault("absolute_errors", {}).update(bins)

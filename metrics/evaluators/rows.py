@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN
+from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN, logit_bin
 from ..counters import NO_LABELS
 from ..histograms import counted
 from ..payload import Values
+from .exact_rows import log_losses, sum_of_columns, sums_and_squares, sums_by
 
 Floats = NDArray[np.float64]
 
@@ -25,29 +26,35 @@ def count_probability_rows(
     best: Sequence[int] | None = None,
 ) -> None:
     """Add what N rows of K probabilities tell; see `classification.count_probabilities`."""
-    from .classification import CLIP, columns_scored
+    from .classification import columns_scored
 
     true = np.asarray(truth, np.intp)
     chosen = rows.argmax(axis=1) if best is None else np.asarray(best, np.intp)
     n, width = rows.shape
     starts = np.arange(0, n * width, width)
     flat = rows.ravel()
-    p = flat.take(starts + true)
-    losses = -np.log(_between(p, CLIP, 1 - CLIP))
-    distances = np.einsum("ij,ij->i", rows, rows) - 2 * p + 1
+    places = starts + true
+    p = flat.take(places)
+    distances = rows.copy()
+    distances.ravel()[places] = p - 1
+    distances *= distances
+    measures = np.empty((2, n))
+    measures[0] = log_losses(p)
+    sum_of_columns(distances, measures[1])
     if width == 2:
-        distances /= 2
+        measures[1] /= 2
+    (losses, loss_squares), (briers, brier_squares) = sums_and_squares(measures)
     vector["probability_rows"] = {NO_LABELS: n}
-    vector["log_loss"] = {NO_LABELS: float(losses.sum())}
-    vector["log_loss_squared"] = {NO_LABELS: float(losses @ losses)}
-    vector["brier"] = {NO_LABELS: float(distances.sum())}
-    vector["brier_squared"] = {NO_LABELS: float(distances @ distances)}
+    vector["log_loss"] = {NO_LABELS: losses}
+    vector["log_loss_squared"] = {NO_LABELS: loss_squares}
+    vector["brier"] = {NO_LABELS: briers}
+    vector["brier_squared"] = {NO_LABELS: brier_squares}
 
     confidence = flat.take(starts + chosen)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
     sizes = np.bincount(bins, minlength=CALIBRATION_BINS)
     hits = np.bincount(bins[chosen == true], minlength=CALIBRATION_BINS).tolist()
-    sums = np.bincount(bins, confidence, CALIBRATION_BINS).tolist()
+    sums = sums_by(confidence, bins, CALIBRATION_BINS)
     used = sizes.nonzero()[0].tolist()
     vector["calibration_rows"] = {(str(bin),): int(sizes[bin]) for bin in used}
     vector["calibration_hits"] = {(str(bin),): hits[bin] for bin in used}
@@ -60,9 +67,13 @@ def count_probability_rows(
         logits /= 1 - logits
         np.log(logits, out=logits)
         logits *= LOGITS_A_UNIT
-        np.rint(logits, out=logits)
-        logits = _between(logits, -MAX_LOGIT_BIN, MAX_LOGIT_BIN)
-        vector["scores"] = counted(tuple(keys[first:]), logits.astype(np.intp), true - first)
+        nearest = np.rint(logits)
+        logits -= nearest
+        if np.abs(logits, out=logits).max() > _HALF_WAY:  # another logarithm may round otherwise
+            for row, column in np.argwhere(logits > _HALF_WAY):
+                nearest[row, column] = logit_bin(float(rows[row, first + column]))
+        nearest = _between(nearest, -MAX_LOGIT_BIN, MAX_LOGIT_BIN)
+        vector["scores"] = counted(tuple(keys[first:]), nearest.astype(np.intp), true - first)
     if k:
         score = p[:, None]
         later = np.arange(width) > true[:, None]
@@ -71,6 +82,7 @@ def count_probability_rows(
         vector["top_k_hits"] = {(str(k),): int((beaten < k).sum())}
 
 
+_HALF_WAY = 0.5 - 1e-9
 _OUTERMOST = 1e-15
 """A score that is in the outermost bin, as all smaller ones are."""
 

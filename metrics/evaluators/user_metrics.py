@@ -2,7 +2,8 @@
 
 `{"key", "type": COUNTER | GAUGE | TIMER, "value", "tags"?}`. Families, labels (name, tag, value,
 tag, value, …): user_counters; user_timers_sum, and user_timers_bucket with the bucket's bound
-(seconds) after the name. Gauges are the one state that is not a sum: the last write wins.
+(seconds) after the name. Counters and sums are in units (`exact`). Gauges are the one state that is
+not a sum: the last write wins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..counters import LARGEST, Labels
 from ..errors import ConfigurationError, Refused
+from ..exact import to_units
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values, check_label, one_line
 from .evaluation import Evaluation, Known
@@ -84,16 +86,16 @@ def _add(evaluation: Evaluation, kind: str, name: str, tags: Labels, value: floa
     if not value < LARGEST:
         raise Refused(f"{at}.value", "too large to be added up")
     if kind == "COUNTER":
-        _count(evaluation, "user_counters", (name, *tags), value)
+        _count(evaluation, "user_counters", (name, *tags), to_units(value))
         return
     seconds = value / 1000
     bucket = bisect_left(BUCKETS, seconds)
     bound = repr(BUCKETS[bucket]) if bucket < len(BUCKETS) else "+Inf"
-    _count(evaluation, "user_timers_sum", (name, *tags), seconds)
+    _count(evaluation, "user_timers_sum", (name, *tags), to_units(seconds))
     _count(evaluation, "user_timers_bucket", (name, bound, *tags), 1)
 
 
-def _count(evaluation: Evaluation, family: str, labels: Labels, value: float) -> None:
+def _count(evaluation: Evaluation, family: str, labels: Labels, value: int) -> None:
     cells = evaluation.vector().setdefault(family, {})
     cells[labels] = cells.get(labels, 0) + value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from .. import exact
 from ..counters import Vector, value
 from .ratio import ratio
 
@@ -57,5 +58,5 @@ def coverage_view(vector: Vector) -> dict[str, Any]:
         view["coverage"] = coverage
     delays = sum(vector.get("truth_delay_bucket", {}).values())
     if delays:
-        view["mean_delay_seconds"] = value(vector, "truth_delay_sum") / delays
+        view["mean_delay_seconds"] = exact.mean(exact.units(vector, "truth_delay_sum"), int(delays))
     return view

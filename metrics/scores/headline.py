@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..counters import Vector, net, value
+from ..exact import BITS
 from ..state import ModelState
 from ..windows import ALL_TIME, Pane, Window, panes_of
 from .intervals import Interval, mean_interval, wilson
@@ -51,11 +52,11 @@ def headline(
     panes = (ALL_TIME,) if window is None else panes_of(window, now)
     vectors = [net(state.panes[pane]) for pane in panes if pane in state.panes]
     above, below = _added(map(_PARTS[score], vectors))
-    rows = int(sum(value(vector, "rows") for vector in vectors))
+    rows = sum(int(value(vector, "rows")) for vector in vectors)
     interval = None
     if score != "mean_absolute_error":
         interval = wilson(above, below, level)
-    elif below == rows:  # one output
+    elif below == rows << BITS:  # one output
         squares = sum(_sum(vector, "squared_error") for vector in vectors)
         interval = mean_interval(rows, above, squares, level)
     return Headline(score, ratio(above, below), interval, rows)
@@ -85,19 +86,19 @@ def _start(pane: Pane) -> int:
     return pane.index * pane.width
 
 
-def _added(sums: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    above = below = 0.0
+def _added(sums: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    above = below = 0
     for one, other in sums:
         above += one
         below += other
     return above, below
 
 
-def _sum(vector: Vector, family: str) -> float:
-    return sum(vector.get(family, {}).values())
+def _sum(vector: Vector, family: str) -> int:
+    return int(sum(vector.get(family, {}).values()))
 
 
-def _accuracy(vector: Vector) -> tuple[float, float]:
+def _accuracy(vector: Vector) -> tuple[int, int]:
     hits = _sum(vector, "true_positives")
     return hits, hits + _sum(vector, "false_negatives")
 
@@ -109,9 +110,12 @@ HEADLINES = {
     "regression": "mean_absolute_error",
 }
 """Task -> the score that is shown first."""
-_PARTS: dict[str, Callable[[Vector], tuple[float, float]]] = {
+_PARTS: dict[str, Callable[[Vector], tuple[int, int]]] = {
     "accuracy": _accuracy,
-    "subset_accuracy": lambda vector: (value(vector, "subset_hits"), value(vector, "rows")),
-    "mean_absolute_error": lambda vector: (_sum(vector, "absolute_error"), _sum(vector, "targets")),
+    "subset_accuracy": lambda vector: (_sum(vector, "subset_hits"), _sum(vector, "rows")),
+    "mean_absolute_error": lambda vector: (
+        max(0, _sum(vector, "absolute_error")),
+        _sum(vector, "targets") << BITS,
+    ),
 }
 """Score -> the sums it is the quotient of."""

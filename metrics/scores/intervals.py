@@ -6,6 +6,8 @@ from functools import lru_cache
 from math import cos, expm1, pi, sin, sqrt
 from statistics import NormalDist
 
+from .. import exact
+
 Interval = tuple[float, float]
 
 
@@ -71,21 +73,22 @@ def f1_interval(hits: float, errors: float, level: float) -> Interval | None:
     return low, high
 
 
-def mean_interval(n: int, total: float, squares: float, level: float) -> Interval | None:
-    """Student's t interval of a mean from (n, Σx, Σx²); None for fewer than 2 values."""
+def mean_interval(n: int, total: int, squares: int, level: float) -> Interval | None:
+    """Student's t interval of a mean from (n, Σx, Σx²), sums in units; None for fewer than 2."""
     variance = sample_variance(n, total, squares)
     if variance is None:
         return None
-    centre = total / n
+    centre = exact.from_units(total) / n
     spread = student_quantile(n - 1, level) * sqrt(variance / n)
     return centre - spread, centre + spread
 
 
-def sample_variance(n: int, total: float, squares: float) -> float | None:
-    """The unbiased variance from (n, Σx, Σx²), never negative; None for fewer than 2 values."""
-    if n < 2:
-        return None
-    return max(0.0, squares - total * total / n) / (n - 1)
+def sample_variance(n: int, total: int, squares: int) -> float | None:
+    """The unbiased variance from (n, Σx, Σx²), sums in units; None for fewer than 2 values.
+
+    Never negative, and 0 exactly where all values are equal.
+    """
+    return exact.spread(n, total, squares) / (n - 1) if n > 1 else None
 
 
 def auc_interval(auc: float, positives: int, negatives: int, level: float) -> Interval | None:

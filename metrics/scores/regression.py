@@ -1,33 +1,31 @@
-"""Scores of regressors from sums about an origin and a log-bucket histogram of errors."""
+"""Scores of regressors from exact sums and a log-bucket histogram of errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from sys import float_info
 
 from ..bins import RELATIVE_ERROR, SMALLEST_ERROR, error_of
 from ..counters import Labels, Number, Vector, value
 from ..evaluators.regression import ZERO
-from .ratio import ratio
+from ..exact import from_units, mean, spread, units
 
-EPSILON = float_info.epsilon
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The sums of one output; see `evaluators.regression` for what each is."""
+    """The sums of one output, in units; see `evaluators.regression` for what each is."""
 
     name: str
     rows: int
-    absolute: float
-    squared: float
-    error: float
-    offset: float
-    offset_squared: float
-    percentage: float
+    absolute: int
+    squared: int
+    error: int
+    offset: int
+    offset_squared: int
+    percentage: int
     percentage_rows: int
     bins: Mapping[int, int]
     """Absolute errors by bucket."""
@@ -37,24 +35,23 @@ class Output:
     def scores(self) -> dict[str, float | None]:
         """All scores of this output, None where undefined.
 
-        R² and explained variance are undefined for fewer than 2 rows and for a truth whose spread
-        cannot be told from the rounding of its sums, so for a constant one; the percentage error
-        leaves out rows whose truth is 0.
+        R² and explained variance are undefined for fewer than 2 rows and for a constant truth; the
+        percentage error leaves out rows whose truth is 0.
         """
         n = self.rows
-        spread = self.offset_squared - self.offset**2 / n if n > 1 else 0.0
-        if spread <= 2 * n * EPSILON * self.offset_squared:
-            spread = 0.0
-        unexplained = max(0.0, self.squared - self.error**2 / n) if n else 0.0
-        mean_squared = ratio(self.squared, n)
+        total = spread(n, self.offset, self.offset_squared) if n > 1 else 0.0
+        mean_squared = mean(self.squared, n)
+        explained = None
+        if total > 0:
+            explained = 1 - spread(n, self.error, self.squared) / total
         return {
-            "mean_absolute_error": ratio(self.absolute, n),
+            "mean_absolute_error": mean(self.absolute, n),
             "mean_squared_error": mean_squared,
             "root_mean_squared_error": None if mean_squared is None else sqrt(mean_squared),
-            "mean_error": ratio(self.error, n),
-            "mean_absolute_percentage_error": ratio(self.percentage, self.percentage_rows),
-            "r2": 1 - self.squared / spread if spread > 0 else None,
-            "explained_variance": 1 - unexplained / spread if spread > 0 else None,
+            "mean_error": mean(self.error, n),
+            "mean_absolute_percentage_error": mean(self.percentage, self.percentage_rows),
+            "r2": 1 - from_units(self.squared) / total if total > 0 else None,
+            "explained_variance": explained,
             "median_absolute_error": self.median(),
         }
 
@@ -102,12 +99,12 @@ def outputs_of(vector: Vector) -> list[Output]:
         Output(
             name,
             int(rows),
-            value(vector, "absolute_error", name),
-            value(vector, "squared_error", name),
-            value(vector, "error", name),
-            value(vector, "truth_offset", name),
-            value(vector, "truth_offset_squared", name),
-            value(vector, "percentage_error", name),
+            max(0, units(vector, "absolute_error", name)),  # what floats took back left less than 0
+            max(0, units(vector, "squared_error", name)),
+            units(vector, "error", name),
+            units(vector, "truth_offset", name),
+            max(0, units(vector, "truth_offset_squared", name)),
+            max(0, units(vector, "percentage_error", name)),
             int(value(vector, "percentage_rows", name)),
             histograms.get(name, {}),
             zeros.get(name, 0),

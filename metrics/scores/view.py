@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import nsmallest
-from math import fsum
 from typing import Any
 
+from .. import exact
 from ..alerts import alerts_view
 from ..bins import CALIBRATION_BINS
 from ..counters import NO_LABELS, OTHER, Labels, Number, Packed, Vector, merge, net, value
@@ -255,13 +255,16 @@ def _probabilities(scored: Scored, found: dict[str, float | None]) -> None:
     if not n:
         return
     for name, family in (("log_loss", "log_loss"), ("brier_score", "brier")):
-        total = value(vector, family)
-        found[name] = ratio(total, n)
-        squares = value(vector, f"{family}_squared")
+        total = max(0, exact.units(vector, family))
+        found[name] = exact.mean(total, n)
+        squares = exact.units(vector, f"{family}_squared")
         _keep_interval(scored, name, interval.mean_interval(n, total, squares, level))
     sums, hits = vector.get("calibration_confidence", {}), vector.get("calibration_hits", {})
-    gaps = [abs(hits.get(bin, 0) - sums.get(bin, 0)) for bin in vector.get("calibration_rows", ())]
-    found["expected_calibration_error"] = ratio(fsum(gaps), n)
+    gaps = [
+        abs((int(hits.get(bin, 0)) << exact.BITS) - int(sums.get(bin, 0)))
+        for bin in vector.get("calibration_rows", ())
+    ]
+    found["expected_calibration_error"] = exact.mean(sum(gaps), n)
     k = str(scored.settings.k)
     top_rows = int(value(vector, "top_k_rows", k))
     found["top_k_accuracy"] = ratio(value(vector, "top_k_hits", k), top_rows)
@@ -494,7 +497,7 @@ def _calibration(vector: Vector) -> list[dict[str, Any]]:
                     "from": bin / CALIBRATION_BINS,
                     "to": (bin + 1) / CALIBRATION_BINS,
                     "rows": rows,
-                    "confidence": confidences.get(labels, 0) / rows,
+                    "confidence": exact.mean(int(confidences.get(labels, 0)), rows),
                     "accuracy": hits.get(labels, 0) / rows,
                 }
             )
@@ -528,17 +531,19 @@ def reward_view(
 ) -> dict[str, Any]:
     """Count, sum, mean, variance and interval of the rewards under `labels`."""
     n = int(value(vector, "rewards", *labels))
-    total = value(vector, "reward_positive", *labels) - value(vector, "reward_negative", *labels)
-    offset = value(vector, "reward_offset", *labels)
-    squares = value(vector, "reward_offset_squared", *labels)
-    view: dict[str, Any] = {"count": n, "sum": total}
-    average = ratio(total, n)
+    positive, negative, offset, squares = [
+        exact.units(vector, f"reward_{each}", *labels)
+        for each in ("positive", "negative", "offset", "offset_squared")
+    ]
+    total = positive - negative
+    view: dict[str, Any] = {"count": n, "sum": exact.from_units(total)}
+    average = exact.mean(total, n)
     if average is not None:
         view["mean"] = average
     variance = interval.sample_variance(n, offset, squares)
     about = interval.mean_interval(n, offset, squares, level)
     if variance is not None and about is not None and average is not None:
-        shift = average - offset / n
+        shift = exact.from_units(total - offset) / n  # the origin
         view["variance"] = variance
         view["interval"] = [about[0] + shift, about[1] + shift]
     return view
