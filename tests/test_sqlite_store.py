@@ -334,7 +334,7 @@ def test_only_a_prefix_of_the_log_goes(path: Path, monkeypatch: pytest.MonkeyPat
         if id % 3 == 0:
             monkeypatch.setattr(sqlite_store, "RETAIN_SECONDS", chance.choice([-1, 5]))
             store.housekeep(now)
-        left = [row for (row,) in connection(store).execute("SELECT sequence FROM log")]
+        left = [row for (row,) in connection(store).execute("SELECT sequence FROM commits")]
         (pruned,) = connection(store).execute("SELECT pruned FROM meta").fetchone()
         assert left == list(range(pruned + 1, store.read().sequence + 1))
     assert pruned > 0
@@ -367,13 +367,13 @@ def test_a_log_with_a_gap_is_not_added_up(path: Path) -> None:
     one.housekeep(NOW)
     one.commit(entries(3), NOW)
     with sqlite3.connect(path) as hand:
-        hand.execute("DELETE FROM log WHERE sequence = 2")
+        hand.execute("DELETE FROM commits WHERE sequence = 2")
     hand.close()
     assert events(other) == (4, 0)
     one.commit(entries(4, 5), NOW)
     one.commit(entries(6), NOW)
     with sqlite3.connect(path) as hand:
-        hand.execute("DELETE FROM log WHERE sequence = 5")
+        hand.execute("DELETE FROM commits WHERE sequence = 5")
     hand.close()
     assert kind(other, entries(7)) == "corrupt"
     assert events(other) == (4, 0)
