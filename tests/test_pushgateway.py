@@ -33,9 +33,11 @@ class Gateway:
             pytest.skip("prometheus-pushgateway is not installed (Debian's package of that name)")
         self.address = f"127.0.0.1:{free_port()}"
         with open(directory / "pushgateway.log", "wb") as log:
-            self._process = subprocess.Popen(
-                [program, f"--web.listen-address={self.address}"], stdout=log, stderr=log
+            options = (
+                f"--web.listen-address={self.address}",
+                f"--persistence.file={directory / 'pushgateway.data'}",  # Debian's is shared
             )
+            self._process = subprocess.Popen([program, *options], stdout=log, stderr=log)
         until(self._serves, 30)
 
     def _serves(self) -> bool:
