@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import urllib.parse
@@ -18,6 +19,17 @@ from .servers_http import ROOT, free_port, until
 
 MONITORING = ROOT / "knative" / "monitoring"
 RULES = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
+DASHBOARDS = sorted(MONITORING.glob("*.json"))
+SUBSTITUTES = {
+    "namespace": "seldon|other",
+    "deployment": ".+",
+    "model": "classifier",
+    "window": "5m",
+    "score": "accuracy",
+    "__range": "10m",
+    "__range_s": "600",
+    "__rate_interval": "1m",
+}
 
 
 def tool(name: str) -> str:
@@ -42,6 +54,23 @@ def promtool(directory: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def queries(path: Path) -> dict[str, str]:
+    """Every query of a dashboard, by panel and letter."""
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel.get("targets", ())
+    }
+
+
+def substituted(query: str) -> str:
+    """A query as Grafana sends it; subqueries go by seconds, as this Prometheus scrapes."""
+    for name, text in SUBSTITUTES.items():
+        query = re.sub(rf"\${name}\b", text, query)
+    assert "$" not in query, query
+    return query.replace(":1m]", ":1s]")
 
 
 class Prometheus:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,21 @@ from typing import Any
 import pytest
 import yaml
 
-from .prometheus import MONITORING, RULES, Prometheus, promtool
+from .prometheus import (
+    DASHBOARDS,
+    RULES,
+    SUBSTITUTES,
+    Prometheus,
+    promtool,
+    queries,
+    substituted,
+)
 from .servers import lint_metrics
 from .servers_http import ROOT, OwnServer, until
 
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
 CASES = Path(__file__).parent / "alert_rules.yaml"
-DASHBOARDS = sorted(MONITORING.glob("*.json"))
 IRIS = "seldon/iris/default/classifier"
-SUBSTITUTES = {
-    "namespace": "seldon|other",
-    "deployment": ".+",
-    "model": "classifier",
-    "window": "5m",
-    "score": "accuracy",
-    "__range": "10m",
-    "__rate_interval": "1m",
-}
 
 
 # --- rules ------------------------------------------------------------------------------------
@@ -70,23 +69,6 @@ def test_every_alert_is_tried_and_explained(alert: dict[str, Any]) -> None:
 # --- dashboards -------------------------------------------------------------------------------
 
 
-def queries(path: Path) -> dict[str, str]:
-    """Every query of a dashboard, by panel and letter."""
-    return {
-        f"{panel['title']} {target['refId']}": target["expr"]
-        for panel in json.loads(path.read_text())["panels"]
-        for target in panel.get("targets", ())
-    }
-
-
-def substituted(query: str) -> str:
-    """A query as Grafana sends it; subqueries go by seconds, as this Prometheus scrapes."""
-    for name, text in SUBSTITUTES.items():
-        query = re.sub(rf"\${name}\b", text, query)
-    assert "$" not in query, query
-    return query.replace(":1m]", ":1s]")
-
-
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_dashboards_can_be_imported(path: Path) -> None:
     """No id of an installation, data sources by variable, panels that do not overlap."""
@@ -118,6 +100,17 @@ def test_model_and_window_are_variables() -> None:
     for query in queries(path).values():
         if "feedback_score" in query or "_total{" in query:
             assert 'model_name=~"$model"' in query
+
+
+def test_what_corrections_took_back_is_subtracted() -> None:
+    """Wherever rows are counted; and no panel asks for a window that may not be kept."""
+    (path,) = (path for path in DASHBOARDS if path.stem == "feedback-metrics")
+    counted = r"(rows|correct_rows|confusion|(true|false)_(positives|negatives))_total\{"
+    for name, query in queries(path).items():
+        added = Counter(found[0] for found in re.findall(rf"feedback_{counted}", query))
+        taken = Counter(found[0] for found in re.findall(rf"feedback_superseded_{counted}", query))
+        assert added == {family: 2 * number for family, number in taken.items()}, name  # - and or
+        assert not re.search(r'window="', query), name
 
 
 def test_the_ancestors_queries_are_unchanged() -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from .prometheus import RULES, Prometheus
+from .prometheus import DASHBOARDS, RULES, Prometheus, queries, substituted
 from .servers_http import OwnServer, attributes, message, until
 
 COLD, CORRECTED, REGRESSION, BINARY, LABELS, FEW, LATE = (
@@ -171,24 +171,24 @@ def place(metric: dict[str, str]) -> tuple[str, str]:
     return metric["model_name"], metric.get("class", "")
 
 
-def differences(prometheus: Prometheus, sender: Sender, begin: float = 0.0) -> list[Any]:
+def differences(prometheus: Prometheus, sender: Sender) -> list[Any]:
     """Where rules are not what brute force says: (rule, said, expected)."""
     wrong = []
-    ever, since = sender.expected(0.0, time.time()), sender.expected(begin, time.time())
-    for rules, expected in ((NETS, ever), (DELTAS, since), (SHARES, since)):
-        for name, rule in rules.items():
-            said = {place(each["metric"]): float(each["value"][1]) for each in prometheus.ask(rule)}
-            if said != pytest.approx(expected[name], abs=1e-12):
-                wrong.append((rule, said, expected[name]))
+    expected = sender.expected(0.0, time.time())
+    for name, rule in (*NETS.items(), *DELTAS.items(), *SHARES.items()):
+        said = {place(each["metric"]): float(each["value"][1]) for each in prometheus.ask(rule)}
+        if said != pytest.approx(expected[name], abs=1e-12):
+            wrong.append((rule, said, expected[name]))
     return wrong
 
 
 def agree(prometheus: Prometheus, sender: Sender) -> None:
-    """Waits until all rules are what brute force says; fails with what differs."""
-    end = time.monotonic() + 30
-    while (wrong := differences(prometheus, sender)) and time.monotonic() < end:
-        time.sleep(0.3)
-    assert wrong == []
+    """Waits until all rules and panels are what brute force says; fails with what differs."""
+    for differing in (differences, panel_differences):
+        end = time.monotonic() + 30
+        while (wrong := differing(prometheus, sender)) and time.monotonic() < end:
+            time.sleep(0.3)
+        assert wrong == []
 
 
 @contextmanager
@@ -234,6 +234,45 @@ def some(sender: Sender, server: OwnServer, number: int) -> None:
         rows = [[draw.randrange(2) for _ in range(3)] for _ in range(2)]
         sender.send(server, LABELS, *rows)
     sender.send(server, FEW, "x", "y")
+
+
+def panel(prometheus: Prometheus, name: str, model: str) -> list[dict[str, Any]]:
+    """The series of a panel of the dashboard, of one model, over all the time of a test."""
+    (path,) = (path for path in DASHBOARDS if path.stem == "feedback-metrics")
+    query = queries(path)[name].replace("$model", model.split("/")[3])
+    return prometheus.ask(substituted(query))
+
+
+def panel_differences(prometheus: Prometheus, sender: Sender) -> list[Any]:
+    """Where a panel does not show what brute force says: (panel, model, shown, expected)."""
+    wrong = []
+    for model in (COLD, CORRECTED, LATE):
+        rows = [row for row in sender.rows if row.model == model]
+        cells: Counter[tuple[str, ...]] = Counter()
+        support: Counter[tuple[str, ...]] = Counter()
+        for row in rows:
+            cells[str(row.truth), str(row.prediction)] += row.sign
+            support[str(row.truth),] += row.sign
+        expected = {
+            "Rows over the range shown A": {(): sum(row.sign for row in rows)},
+            "Too late for every window A": {(): sum(row.late * row.sign for row in rows)},
+            "By class support": support,
+            "Confusion, rows over the range shown A": cells,
+        }
+        if model == COLD:  # of too many classes: what it was until then
+            del expected["Confusion, rows over the range shown A"]
+        for name, numbers in expected.items():
+            shown = {
+                tuple(
+                    each["metric"][label]
+                    for label in ("class", "truth", "prediction")
+                    if label in each["metric"]
+                ): float(each["value"][1])
+                for each in panel(prometheus, name, model)
+            }
+            if +Counter(shown) != +Counter(numbers):
+                wrong.append((name, model, shown, numbers))
+    return wrong
 
 
 def firing(prometheus: Prometheus, alert: str) -> set[str]:
