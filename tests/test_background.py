@@ -99,6 +99,10 @@ def test_a_reply_shows_series_with_and_without_tags(tmp_path: Path) -> None:
         ]
         (of_batch,) = server.batch(*events).json
         assert of_batch["data"]["increment"]["user_counters"]["hits"][""] == 2.0
+        for path in ("/", f"/?model={MODEL}", f"/?model={MODEL}&format=json", "/metrics"):
+            assert server.get(path).status == 200
+        shown = series(server.exposition(), "hits_total{")
+        assert sorted(shown.values()) == [4.0, 8.0, 16.0]
         timers = with_metrics(
             {"key": "wait", "type": "TIMER", "value": 1},
             {"key": "wait", "type": "TIMER", "value": 1, "tags": {"at": "db"}},
