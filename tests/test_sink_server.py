@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers_http import OwnServer, series, until
-from tests.sinks import Receiver
+from tests.sinks import Delivery, Receiver
 
 MODEL = "ns/iris/default/classifier"
 
@@ -37,6 +38,54 @@ def test_an_idle_pause_costs_no_delivery(tmp_path: Path) -> None:
         assert found['feedback_sink_events_total{outcome="sent"}'] == 4
         assert found['feedback_sink_events_total{outcome="failed"}'] == 0
         assert "the sink does not take events" not in server.log()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_a_troubled_sink_hears_adds_up(tmp_path: Path, workers: str) -> None:
+    """Refusals, lost answers and closed connections, seeded: each event is told of once.
+
+    By an id that the sink knows it is told again, and of nothing else.
+    """
+    chance = random.Random(3)
+
+    def trouble(_: dict[str, str]) -> int:
+        happens = chance.choice(["fine", "fine", "refused", "lost", "closed"])
+        if happens == "closed":
+            receiver.hang_up()
+        receiver.lose_answer = happens == "lost"
+        return 503 if happens == "refused" else 202
+
+    with (
+        Receiver() as receiver,
+        OwnServer(
+            tmp_path, K_SINK=receiver.url, FEEDBACK_SINK_INTERVAL="0.01", WEB_CONCURRENCY=workers
+        ) as server,
+    ):
+        receiver.answer = trouble
+        models = [f"ns/iris/default/m{number}" for number in range(3)]
+        for number in range(300):
+            if number % 20 == 0:
+                server.hang_up()  # the next connection may be another worker's
+            assert server.feedback(f"e{number}", models[number % 3]).status == 202
+            if number % 7 == 0:  # redelivered
+                assert server.feedback(f"e{number}", models[number % 3]).status == 202
+        time.sleep(1)
+        receiver.answer = lambda _: 202
+        until(lambda: sum(heard(receiver).values()) >= 300)
+        assert server.terminate() == 0
+        assert heard(receiver) == dict.fromkeys(models, 100)
+
+
+def heard(receiver: Receiver) -> dict[str, int]:
+    """Events by model that a sink counts which ignores ids it knows."""
+    first: dict[str, Delivery] = {}
+    for each in receiver.taken:
+        known = first.setdefault(each.attributes["id"], each)
+        assert known.data["increment"] == each.data["increment"]
+    found: Counter[str] = Counter()
+    for each in first.values():
+        found[each.attributes["subject"]] += each.data["increment"].get("events", 0)
+    return dict(found)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
