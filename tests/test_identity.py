@@ -408,6 +408,31 @@ def test_an_issuer_that_is_down_is_a_503(tmp_path: Path, issuer: Issuer) -> None
         until(lambda: _post(server, issuer.token(), body).status == 200)
 
 
+def test_an_issuer_that_hangs_is_in_nobody_elses_way(tmp_path: Path) -> None:
+    """Those who post wait for it, as many as like; scrapes and pages do not."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        variables = {"FEEDBACK_OIDC_AUDIENCE": AUDIENCE, "FEEDBACK_OIDC_ISSUER": url}
+        with OwnServer(tmp_path, **variables) as server, ThreadPoolExecutor(8) as pool:
+            server.exposition()
+            token = _unsigned().removeprefix("Bearer ")
+            body = json.dumps(feedback()).encode()
+            twins = [server.twin() for _ in range(8)]
+            posts = [pool.submit(_post, each, token, body) for each in twins]
+            held = hanging.accept()
+            took = []
+            while not all(post.done() for post in posts):
+                began = time.monotonic()
+                server.exposition()
+                took.append(time.monotonic() - began)
+            assert {post.result().status for post in posts} == {503}
+            held[0].close()
+            for each in twins:
+                each.hang_up()
+            assert max(took) < 2
+            assert len(took) > 5
+
+
 def _post(server: Server, token: str, body: bytes) -> Any:
     named = {f"ce-{name}": text for name, text in attributes(f"{time.time()}", MODEL).items()}
     bearer = {"authorization": f"Bearer {token}"} if token else {}
