@@ -57,12 +57,23 @@ def test_suppressed_tracebacks_are_told_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next traceback says how many there were since the last."""
+
+    def fail(text: str) -> None:
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            background.report("reply", error)
+
     for _ in range(5):
-        background.report("reply", ValueError("again"))
+        fail("again")
+    try:
+        raise ValueError("at another place")
+    except ValueError as error:
+        background.report("reply", error)
     monkeypatch.setattr(background, "LOG_SECONDS", 0.0)
-    background.report("reply", ValueError("later"))
-    assert len(caplog.records) == 2
-    assert "4 more since the last" in caplog.records[1].getMessage()
+    fail("later")
+    assert len(caplog.records) == 3
+    assert "4 more since the last" in caplog.records[2].getMessage()
 
 
 # --- user metrics with and without tags -----------------------------------------------------------
