@@ -255,11 +255,11 @@ class App:
         where its reply cannot be made the answer is an empty 202.
         """
         verdict = request.verdict
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, BaseException):
+            if not isinstance(verdict, Refused):
+                return problem(verdict)
             verdict.model = verdict.model or request.entries[0].model
             return self.refuse(verdict, request.tell)
-        if isinstance(verdict, BaseException):
-            return problem(verdict)
         if self.aside is not None and request.prepared is None and self._shows_wide(request):
             self.aside(partial(self._finish_aside, request, verdict))
             return None

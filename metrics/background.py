@@ -1,7 +1,7 @@
 """Background threads that no exception ends, and the one way to report an unforeseen error.
 
 An exception that nobody foresaw is a bug: its traceback is logged, at most once a minute for each
-part of the program and type of exception, it is counted, and the part goes on with its next task.
+place in the code that raises, it is counted, and the part goes on with its next task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 logger = logging.getLogger("metrics.background")
 
 LOG_SECONDS = 60.0
-"""Between two tracebacks of one part and one type of exception."""
+"""Between two tracebacks of one part of the program, type of exception and place in the code."""
 FIRST_PAUSE_SECONDS = 0.01
 MAX_PAUSE_SECONDS = 1.0
 
@@ -22,15 +22,15 @@ Count = Callable[[str], None]
 """Counts one unforeseen error of the part with this name: `ServerStats.unforeseen`."""
 
 _lock = threading.Lock()
-_logged: dict[tuple[str, type], float] = {}
-_suppressed: dict[tuple[str, type], int] = {}
+_logged: dict[tuple[object, ...], float] = {}
+_suppressed: dict[tuple[object, ...], int] = {}
 
 
 def report(part: str, error: BaseException, count: Count | None = None) -> None:
     """Log an unforeseen error with its traceback, rate-limited, and count it. Never raises."""
     if count is not None:
         count(part)
-    kind = part, type(error)
+    kind = part, type(error), *_place(error)
     now = clock.monotonic()
     with _lock:
         if kind in _logged and now - _logged[kind] < LOG_SECONDS:
@@ -40,6 +40,14 @@ def report(part: str, error: BaseException, count: Count | None = None) -> None:
         suppressed = _suppressed.pop(kind, 0)
     more = f" ({suppressed} more since the last traceback)" if suppressed else ""
     logger.error("unforeseen error in %s%s", part, more, exc_info=error)
+
+
+def _place(error: BaseException) -> tuple[object, ...]:
+    """The line that raised an error."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return (at.tb_frame.f_code, at.tb_lineno) if at is not None else ()
 
 
 def repeat(part: str, step: Callable[[], bool], count: Count) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .errors import ConfigurationError, Refused
 from .model_settings import PROBABILITIES, ModelSettings
 from .payload import check_label
+from .urls import shown
 from .windows import Window, duration, window
 
 FEEDBACK_TYPE = "io.seldon.serving.feedback"
@@ -109,6 +110,10 @@ class Settings:
             max_classes=self.max_classes,
             confidence=self.confidence,
         )
+
+
+class _Unfit(ValueError):
+    """Raised where a setting's text makes no sense; says why without a word of that text."""
 
 
 def _text(text: str) -> str:
@@ -226,21 +231,27 @@ def _level(text: str) -> str:
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+def _http(text: str) -> SplitResult:
+    """The parts of an http(s) address. Raises _Unfit."""
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or not text.isascii() or not text.isprintable() or " " in text:
+        raise _Unfit("must be an http:// or https:// address")
+    return parts
+
+
 def _url(text: str) -> str:
     """An http(s) address, or nothing; a bare host is taken as http."""
     text = text.strip()
-    if not text:
-        return ""
-    parts = urlsplit(text if "//" in text else f"http://{text}")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        raise ValueError("must be an http:// or https:// address")
-    return parts.geturl()
+    return _http(text if "//" in text else f"http://{text}").geturl() if text else ""
 
 
 def _issuer(text: str) -> str:
     """An http(s) address, as written: tokens bear it to the letter."""
-    if urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).hostname:
-        raise ValueError("must be an http:// or https:// address")
+    _http(text)
     return text
 
 
@@ -603,14 +614,18 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
         try:
             values[setting.field] = setting.read(text if text.strip() else setting.default)
         except ValueError as error:
-            raise ConfigurationError(f"{name}: {text!r}: {error}") from None
+            may_tell = shown(text) == text or isinstance(error, _Unfit)
+            reason = error if may_tell else f"expected: {setting.help}"
+            raise ConfigurationError(f"{name}: {shown(text)!r}: {reason}") from None
     unset = tuple(field not in given for field in ("namespace", "deployment", "predictor", "model"))
     settings = Settings(**values, unset_identity=unset)  # type: ignore[arg-type]
     if settings.task in _ANCESTORS_TASKS:
         settings = _as_ancestor(settings, "probabilities" in given)
     for name in settings.reply_windows:
         if name not in ("all", *(each.name for each in settings.windows)):
-            raise ConfigurationError(f"FEEDBACK_REPLY_WINDOWS: {name!r} is no window that is kept")
+            raise ConfigurationError(
+                f"FEEDBACK_REPLY_WINDOWS: {shown(name)!r} is no window that is kept"
+            )
     if set(settings.accept_types) & set(settings.prediction_types):
         raise ConfigurationError("FEEDBACK_PREDICTION_TYPES: one is taken as feedback, too")
     if settings.event_type in settings.accept_types:

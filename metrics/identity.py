@@ -18,11 +18,13 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 import jwt
 
 from .errors import Unauthorized, Unavailable
+from .outgoing import LEAST_SECONDS, opener, without_user
+from .urls import redacted
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
 LEEWAY_SECONDS = 30
@@ -34,8 +36,11 @@ COOLDOWN_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 """How long it is not asked again, once it failed to answer."""
 FETCH_SECONDS = 5.0
+"""How long the issuer may take for both of its documents."""
 MAX_DOCUMENT = 1 << 20
 """Bytes of a document of the issuer's."""
+MAX_TOKEN = 16384
+"""Characters of a token."""
 MAX_TOKENS = 1000
 """Verified tokens that are remembered until they expire."""
 
@@ -91,6 +96,8 @@ class Identity:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthorized("authorization: missing; a bearer token is required")
+        if len(token) > MAX_TOKEN:
+            raise Unauthorized("authorization: the token is too long")
         try:
             head = jwt.get_unverified_header(token)
             if head.get("alg") not in ALGORITHMS:
@@ -106,6 +113,8 @@ class Identity:
             )
         except jwt.PyJWTError as error:
             raise Unauthorized(f"authorization: {error}") from None
+        except RecursionError:
+            raise Unauthorized("authorization: the token is nested too deeply") from None
         with self._lock:
             if len(self._verified) >= MAX_TOKENS:
                 self._verified.clear()
@@ -114,11 +123,16 @@ class Identity:
     def _key(self, id: str | None) -> jwt.PyJWK:
         """The issuer's key of that id. Those who wait for one answer of the issuer share it.
 
+        Where others are known nobody waits: one thread asks, so that tokens which anyone can make
+        up, with an issuer that hangs, do not take all threads from those whose keys are known.
         Raises Unauthorized where the issuer has no such key, Unavailable where it does not say.
         """
         if (key := self._fresh(id)) is not None:
             return key
-        with self._asking:
+        patience = 0.0 if clock.monotonic() < self._stale else 2 * FETCH_SECONDS
+        if not self._asking.acquire(timeout=patience):
+            raise Unavailable("the issuer of tokens is being asked for its keys")
+        try:
             if (key := self._fresh(id)) is None and clock.monotonic() >= self._ask_from:
                 try:
                     self._keys, self._failure = self._published(), None
@@ -133,6 +147,8 @@ class Identity:
             if self._failure is not None:
                 raise Unavailable(f"the issuer of tokens cannot be asked: {self._failure}")
             raise Unauthorized("authorization: the issuer has no key of the token's")
+        finally:
+            self._asking.release()
 
     def _fresh(self, id: str | None) -> jwt.PyJWK | None:
         return self._keys.get(id) if clock.monotonic() < self._stale else None
@@ -141,16 +157,20 @@ class Identity:
         """The keys for signatures that the issuer names now, by id."""
         headers, context = self._account_of_pod()
 
+        ends = clock.monotonic() + FETCH_SECONDS
+
         def document(url: str) -> Any:
-            if urlsplit(url).scheme not in ("http", "https"):
-                raise ValueError(f"its keys are at {url!r}")
-            request = Request(url, headers=headers)
-            with urlopen(request, timeout=FETCH_SECONDS, context=context) as answer:
+            place, user = without_user(url)
+            if urlsplit(place).scheme not in ("http", "https"):
+                raise ValueError(f"its keys are at {redacted(url)!r}")
+            request = Request(place, headers={**headers, **user})
+            left = max(LEAST_SECONDS, ends - clock.monotonic())
+            with opener(context).open(request, timeout=left) as answer:
                 return json.loads(answer.read(MAX_DOCUMENT))
 
         found = document(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
         if found["issuer"] != self._issuer:
-            raise ValueError(f"it calls itself {found['issuer']!r}")
+            raise ValueError(f"it calls itself {redacted(str(found['issuer']))!r}")
         keys = jwt.PyJWKSet.from_dict(document(found["jwks_uri"])).keys
         return {key.key_id: key for key in keys if key.public_key_use in ("sig", None)}
 

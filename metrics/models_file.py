@@ -32,6 +32,7 @@ from .background import Count, report
 from .errors import ConfigurationError
 from .evaluators.user_metrics import load_class
 from .model_settings import ModelSettings
+from .urls import shown
 from .windows import duration, window
 
 logger = logging.getLogger("metrics.models")
@@ -88,7 +89,7 @@ class ModelsFile:
             self._stamp = stamp
             self._globs = self._read()
             self._known = {}
-            logger.info("%s read again", self._path)
+            logger.info("%s read again", shown(self._path))
         except ConfigurationError as error:
             logger.error("%s; the version before stays in force", error)
         except Exception as error:  # a bug: events are evaluated as before
@@ -107,12 +108,15 @@ class ModelsFile:
         try:
             with open(self._path, encoding="utf-8") as file:
                 text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"FEEDBACK_MODELS: {self._path}: {error}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigurationError(f"FEEDBACK_MODELS: {shown(self._path)}: {reason}") from None
         try:
-            return _parse(text, self._path, self._defaults)
+            return _parse(text, shown(self._path), self._defaults)
         except RecursionError:
-            raise ConfigurationError(f"FEEDBACK_MODELS: {self._path}: nested too deeply") from None
+            raise ConfigurationError(
+                f"FEEDBACK_MODELS: {shown(self._path)}: nested too deeply"
+            ) from None
 
 
 def _parse(text: str, path: str, defaults: ModelSettings) -> list[tuple[str, dict[str, Any]]]:

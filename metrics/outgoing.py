@@ -7,11 +7,13 @@ and then holds its caller for ever. Here it is for the whole exchange, once a co
 from __future__ import annotations
 
 import time as clock
+from base64 import b64encode
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from io import BufferedReader, RawIOBase
 from socket import SocketIO
 from ssl import SSLContext
 from typing import Any, cast
+from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
 LEAST_SECONDS = 0.001
@@ -87,6 +89,19 @@ class _SecureHandler(HTTPSHandler):
 
     def https_open(self, request: Request) -> HTTPResponse:
         return self.do_open(SecureConnection, request, context=self._ours)
+
+
+def without_user(url: str) -> tuple[str, dict[str, str]]:
+    """`url` without user and password, which no message is to show, and the header that has them.
+
+    Raises ValueError for what is no URL.
+    """
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    said = b64encode(unquote_to_bytes(user)).decode()
+    return parts._replace(netloc=place).geturl(), {"authorization": f"Basic {said}"}
 
 
 def opener(context: SSLContext | None = None) -> OpenerDirector:

@@ -21,6 +21,7 @@ from urllib.request import Request
 
 from . import background
 from .errors import StoreUnavailable
+from .outgoing import opener, without_user
 from .server_stats import PUSH_OUTCOMES
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Pusher:
 
     def __init__(self, app: App, address: str, job: str, interval: float) -> None:
         self._app = app
-        self._address = address
+        self._address, self._headers = without_user(address)
         self._job = job
         self._interval = interval
         self._commits = app.stats.commits()
@@ -90,7 +91,6 @@ class Pusher:
         from prometheus_client.exposition import push_to_gateway
 
         from .exposition import render
-        from .outgoing import opener
 
         self._app.store.commit([], clock.time())  # so that `read` holds what other workers added
         text, _ = render(self._app, "")
@@ -102,7 +102,7 @@ class Pusher:
             headers: list[tuple[str, str]],
             data: bytes,
         ) -> Callable[[], None]:
-            request = Request(url, lasting(text), dict(headers), method=method)
+            request = Request(url, lasting(text), {**dict(headers), **self._headers}, method=method)
             return lambda: opener().open(request, timeout=timeout).close()
 
         registry = CollectorRegistry()  # stays empty: `render` has encoded each model already

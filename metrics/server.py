@@ -28,6 +28,7 @@ from urllib.parse import quote
 import uvloop
 
 from .app import App, Finish
+from .background import report
 from .committer import Work
 from .config import Settings
 from .connections import SPARE, Connections
@@ -59,7 +60,7 @@ WARN_SECONDS = 60.0
 RESERVED_FILES = 128
 """File descriptors that connections leave to the store, the log, the pages and probes."""
 
-_PAGES, _LARGE = "pages", "large bodies"
+_PAGES, _LARGE, _TOKENS = "pages", "large bodies", "tokens"
 
 _OK = Response(200, [("content-type", "text/plain")], b"OK")
 _NOT_READY = problem(StoreUnavailable("other", "the store cannot commit"))
@@ -111,8 +112,8 @@ def _work(settings: Settings, stats: ServerStats, listener: socket.socket) -> No
 
 
 def _is_of_a_pool(thread: threading.Thread) -> bool:
-    """Whether a thread makes pages, or evaluates large bodies."""
-    return thread.name.startswith((_PAGES, _LARGE))
+    """Whether a thread makes pages, evaluates large bodies, or verifies tokens."""
+    return thread.name.startswith((_PAGES, _LARGE, _TOKENS))
 
 
 async def _until_signalled(service: Service, listener: socket.socket) -> None:
@@ -131,6 +132,8 @@ class Service:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix=_PAGES)
         self._large = ThreadPoolExecutor(1, thread_name_prefix=_LARGE)
         """Decodes and evaluates large bodies, one at a time."""
+        self._tokens = ThreadPoolExecutor(4, thread_name_prefix=_TOKENS)
+        """Verifies tokens, which may wait for their issuer: no page waits for that."""
         self._told: deque[tuple[Request, Finish]] = deque()
         self._waking = False
         """Whether `_finish` is scheduled and has not begun."""
@@ -166,7 +169,7 @@ class Service:
             self._connections.abort()
             await asyncio.sleep(0)
         sweeping.cancel()
-        for threads in (self._threads, self._large):
+        for threads in (self._threads, self._large, self._tokens):
             threads.shutdown(wait=False, cancel_futures=True)
         self._app.close()
 
@@ -215,7 +218,10 @@ class Service:
 
     async def _sweep(self) -> None:
         while True:
-            self._connections.sweep(self._loop.time())
+            try:
+                self._connections.sweep(self._loop.time())
+            except Exception as error:  # a bug; the next sweep is due all the same
+                report("host", error, self._app.stats.unforeseen)
             await asyncio.sleep(SWEEP_SECONDS)
 
     # --- requests ----------------------------------------------------------------------------
@@ -254,7 +260,7 @@ class Service:
             self._arrive(request)
         else:
             denied = partial(self._app.denied, request.headers)
-            self._aside(request, denied, self._threads, self._arrive)
+            self._aside(request, denied, self._tokens, self._arrive)
 
     def _take(self, request: Request) -> None:
         tell = partial(self._tell, request)

@@ -27,7 +27,7 @@ from . import background
 from .counters import Compact, Increment, Vector, add
 from .errors import Unavailable
 from .events import binary_headers
-from .outgoing import Connection, SecureConnection
+from .outgoing import Connection, SecureConnection, without_user
 from .server_stats import SINK_OUTCOMES
 
 logger = logging.getLogger("metrics.sink")
@@ -101,6 +101,7 @@ class Sink:
         data: Callable[[str, Increment], bytes],
         tally: Tally,
     ) -> None:
+        address, self._headers = without_user(address)
         parts = urlsplit(address)
         self._kind = SecureConnection if parts.scheme == "https" else Connection
         self._host, self._port = parts.hostname or "", parts.port
@@ -276,7 +277,7 @@ class Sink:
 
     def _post(self, message: Message, data: bytes) -> tuple[int, float]:
         """Post one event; returns the status, and how long the sink would have us wait, seconds."""
-        headers = dict(binary_headers(message.attributes))
+        headers = {**self._headers, **dict(binary_headers(message.attributes))}
         used = self._connection is not None
         try:
             return self._exchange(headers, data)

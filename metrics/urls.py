@@ -27,3 +27,8 @@ def redacted(url: str) -> str:
     if place is None or not rest.isprintable():
         return scheme[0] + HIDDEN
     return scheme[0] + (HIDDEN + "@" if at else "") + place[1] + ("?" + HIDDEN if place[2] else "")
+
+
+def shown(text: str) -> str:
+    """A setting as messages may show it: `redacted` where it may be a URL; never raises."""
+    return redacted(text) if "//" in text or "@" in text else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metrics import background
+from metrics import background, server
 from metrics.app import App
 from metrics.config import load
 from metrics.events import BATCH
@@ -56,12 +57,23 @@ def test_suppressed_tracebacks_are_told_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next traceback says how many there were since the last."""
+
+    def fail(text: str) -> None:
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            background.report("reply", error)
+
     for _ in range(5):
-        background.report("reply", ValueError("again"))
+        fail("again")
+    try:
+        raise ValueError("at another place")
+    except ValueError as error:
+        background.report("reply", error)
     monkeypatch.setattr(background, "LOG_SECONDS", 0.0)
-    background.report("reply", ValueError("later"))
-    assert len(caplog.records) == 2
-    assert "4 more since the last" in caplog.records[1].getMessage()
+    fail("later")
+    assert len(caplog.records) == 3
+    assert "4 more since the last" in caplog.records[2].getMessage()
 
 
 # --- user metrics with and without tags -----------------------------------------------------------
@@ -86,24 +98,28 @@ SHOWN = {"hits": {"": 1.0, "colour": {"red": {"": 2.0, "size": {"l": 4.0}}}}}
 
 def test_a_reply_shows_series_with_and_without_tags(tmp_path: Path) -> None:
     """Whatever comes first, nothing is left out; the number without more labels stands under ''."""
-    with OwnServer(tmp_path) as server:
+    with OwnServer(tmp_path) as running:
         for number, body in enumerate((BARE_FIRST, BARE_LAST)):
-            answer = server.event(body, attributes(str(number), MODEL))
+            answer = running.event(body, attributes(str(number), MODEL))
             assert answer.status == 200, answer
             assert answer.json["increment"]["user_counters"] == SHOWN
-        again = server.event(BARE_LAST, attributes("1", MODEL))
+        again = running.event(BARE_LAST, attributes("1", MODEL))
         assert (again.status, again.json["increment"]["user_counters"]) == (200, SHOWN)
         events = [
             {**attributes(f"b{number}", MODEL), "data": body}
             for number, body in enumerate((BARE_FIRST, BARE_LAST))
         ]
-        (of_batch,) = server.batch(*events).json
+        (of_batch,) = running.batch(*events).json
         assert of_batch["data"]["increment"]["user_counters"]["hits"][""] == 2.0
+        for path in ("/", f"/?model={MODEL}", f"/?model={MODEL}&format=json", "/metrics"):
+            assert running.get(path).status == 200
+        shown = series(running.exposition(), "hits_total{")
+        assert sorted(shown.values()) == [4.0, 8.0, 16.0]
         timers = with_metrics(
             {"key": "wait", "type": "TIMER", "value": 1},
             {"key": "wait", "type": "TIMER", "value": 1, "tags": {"at": "db"}},
         )
-        increment = server.event(timers, attributes("timers", MODEL)).json["increment"]
+        increment = running.event(timers, attributes("timers", MODEL)).json["increment"]
         assert increment["user_timers_bucket"] == {
             "wait": {"0.005": {"": 1, "at": {"db": 1}}},
         }
@@ -111,11 +127,11 @@ def test_a_reply_shows_series_with_and_without_tags(tmp_path: Path) -> None:
 
 def test_a_sink_gets_series_with_and_without_tags(tmp_path: Path) -> None:
     """And what comes after them."""
-    with Receiver() as receiver, OwnServer(tmp_path, K_SINK=receiver.url) as server:
-        assert server.event(BARE_FIRST, attributes("1", MODEL)).status == 202
+    with Receiver() as receiver, OwnServer(tmp_path, K_SINK=receiver.url) as running:
+        assert running.event(BARE_FIRST, attributes("1", MODEL)).status == 202
         until(lambda: receiver.bodies)
         assert receiver.bodies[0]["increment"]["user_counters"] == SHOWN
-        assert server.event(BARE_LAST, attributes("2", MODEL)).status == 202
+        assert running.event(BARE_LAST, attributes("2", MODEL)).status == 202
         until(lambda: len(receiver.bodies) > 1)
 
 
@@ -197,10 +213,34 @@ def test_prepared_replies_that_fail_harm_nobody(app: App, monkeypatch: pytest.Mo
 
 def test_the_exposition_has_internal_errors(tmp_path: Path) -> None:
     """At 0 from the start."""
-    with OwnServer(tmp_path) as server:
-        found = series(server.exposition(), "feedback_internal_errors_total{")
+    with OwnServer(tmp_path) as running:
+        found = series(running.exposition(), "feedback_internal_errors_total{")
     assert 'feedback_internal_errors_total{part="sink"}' in found
     assert set(found.values()) == {0.0}
+
+
+def test_the_sweep_of_connections_goes_on(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in it ends neither deadlines nor the server."""
+    monkeypatch.setattr(server, "SWEEP_SECONDS", 0.01)
+    service = server.Service(app)
+    calls: list[float] = []
+
+    def sweep(now: float) -> None:
+        calls.append(now)
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(service._connections, "sweep", sweep)
+
+    async def run() -> None:
+        service._loop = asyncio.get_running_loop()
+        sweeping = asyncio.ensure_future(service._sweep())
+        while len(calls) < 3 and not sweeping.done():
+            await asyncio.sleep(0.01)
+        assert not sweeping.done()
+        sweeping.cancel()
+
+    asyncio.run(run())
+    assert app.stats.internal_errors()["other"] >= 3
 
 
 # --- the models file ------------------------------------------------------------------------------

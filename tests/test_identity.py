@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,54 @@ def test_a_known_key_waits_for_nobody(issuer: Issuer, monkeypatch: pytest.Monkey
         ours.verify(f"Bearer {issuer.token(jti='x')}")
 
 
+def test_made_up_keys_have_one_thread_wait(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An issuer that hangs, and tokens of keys that nobody knows: the others are told at once."""
+    monkeypatch.setattr(identity, "COOLDOWN_SECONDS", 0.0)
+    ours = verifier(issuer)
+    ours.verify(f"Bearer {issuer.token()}")
+    nobody = f"Bearer {issuer.token(head={'kid': 'nobody'})}"
+    with ours._asking:  # as one does that asks
+        began = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(Unavailable, match="is being asked"):
+                ours.verify(nobody)
+        assert time.monotonic() - began < 2
+    assert not _verifies(ours, nobody)
+
+
+def test_an_issuer_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is for both documents as a whole, not for each byte."""
+    monkeypatch.setattr(identity, "FETCH_SECONDS", 0.5)
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+                while not stop.wait(0.05):
+                    connection.sendall(b" ")
+
+        threading.Thread(target=drip, daemon=True).start()
+        ours = Identity(AUDIENCE, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        asking = ThreadPoolExecutor(1).submit(ours.verify, _unsigned())
+        assert type(asking.exception(20)) is Unavailable
+        stop.set()
+
+
+@pytest.mark.parametrize(
+    "head", ["[" * 10_000, '{"alg":' + "[" * 10_000, "{}", "[]", "5", '{"alg":1}']
+)
+def test_a_hostile_head_is_a_401(issuer: Issuer, head: str) -> None:
+    """Whatever a stranger puts there."""
+    token = base64.urlsafe_b64encode(head.encode()).rstrip(b"=").decode() + ".e30.AAAA"
+    with pytest.raises(Unauthorized):
+        verifier(issuer).verify(f"Bearer {token}")
+    with pytest.raises(Unauthorized):
+        verifier(issuer).verify(f"Bearer {'x' * 100_000}")
+    assert issuer.asked == []
+
+
 def test_the_clusters_issuer_is_asked_as_the_pod(tmp_path: Path) -> None:
     """With its account's token and authority; no other issuer ever gets to see that token."""
     with pytest.raises(Unavailable, match="No such file"):
@@ -357,6 +406,31 @@ def test_an_issuer_that_is_down_is_a_503(tmp_path: Path, issuer: Issuer) -> None
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         issuer.down = False
         until(lambda: _post(server, issuer.token(), body).status == 200)
+
+
+def test_an_issuer_that_hangs_is_in_nobody_elses_way(tmp_path: Path) -> None:
+    """Those who post wait for it, as many as like; scrapes and pages do not."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        variables = {"FEEDBACK_OIDC_AUDIENCE": AUDIENCE, "FEEDBACK_OIDC_ISSUER": url}
+        with OwnServer(tmp_path, **variables) as server, ThreadPoolExecutor(8) as pool:
+            server.exposition()
+            token = _unsigned().removeprefix("Bearer ")
+            body = json.dumps(feedback()).encode()
+            twins = [server.twin() for _ in range(8)]
+            posts = [pool.submit(_post, each, token, body) for each in twins]
+            held = hanging.accept()
+            took = []
+            while not all(post.done() for post in posts):
+                began = time.monotonic()
+                server.exposition()
+                took.append(time.monotonic() - began)
+            assert {post.result().status for post in posts} == {503}
+            held[0].close()
+            for each in twins:
+                each.hang_up()
+            assert max(took) < 2
+            assert len(took) > 5
 
 
 def _post(server: Server, token: str, body: bytes) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from metrics import background
-from metrics.alerts import FIRING, REMEMBERED, RESOLVED, Rule, Transition
+from metrics.alerts import FIRING, PREFIX, REMEMBERED, RESOLVED, Rule, Transition
 from metrics.outbox import ABANDONED_SECONDS, Alert, Outbox, constant, untold, with_one_more
 from metrics.state import Entry
 from metrics.store import MemoryStore
@@ -369,8 +369,10 @@ def test_nothing_is_lost_whoever_dies(store: MemoryStore, seed: int) -> None:
     assert left(store) == []
 
 
-def test_it_survives_json() -> None:
-    """As a store keeps it."""
+def test_it_survives_json_and_is_not_exported() -> None:
+    """As a store keeps it; alerts are told where they are watched."""
+    assert constant(RULE).startswith(PREFIX)
+    assert constant(RULE) != RULE.constant
     assert json.loads(json.dumps(with_one_more({}, RULE, transition(1)))) == [
         [1, FIRING, 0.25, 1e9 + 1, ""]
     ]

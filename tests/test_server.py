@@ -35,7 +35,7 @@ def test_a_bug_is_a_500_and_the_log_has_it(
     where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never a 400, on which a broker would give the event up; and the next event is answered."""
-    monkeypatch.setattr(background, "_logged", {})
+    monkeypatch.setattr(background, "_logged", {})  # each traceback is logged once a minute
 
     def bug(*_: object) -> bool:
         raise ZeroDivisionError

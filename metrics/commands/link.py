@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError, NotFound, Refused, Unavailable
 from ..payload import one_line
+from ..urls import shown
 
 DEFAULT_URL = "http://localhost:8080"
 MAX_ANSWER = 256 << 20
@@ -25,14 +26,16 @@ class Server:
             port = parts.port
             parts.path.encode("ascii")
             (parts.hostname or "").encode("idna")
-        except ValueError as error:
-            raise ConfigurationError(f"--url: {url!r}: {error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ConfigurationError(f"--url: {url!r} is no http:// or https:// address")
-        self.url = url
+            sound = parts.scheme in ("http", "https") and parts.hostname and port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ConfigurationError(f"--url: {shown(url)!r} is no http:// or https:// address")
+        self.url = shown(url)
+        """For messages."""
         self.path = parts.path or "/"
         self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname, port
+        self._host, self._port = parts.hostname or "", port
 
     def connect(self, timeout: float) -> http.client.HTTPConnection:
         """A connection, which opens with its first request."""

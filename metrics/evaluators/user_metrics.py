@@ -20,6 +20,7 @@ from ..errors import ConfigurationError, Refused
 from ..exact import to_units
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values, check_label, one_line
+from ..urls import shown
 from .evaluation import Evaluation, Known
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -174,6 +175,8 @@ def are_stored_tags(flat: Labels) -> bool:
 @cache
 def load_class(path: str) -> Any:
     """An instance of the class at a dotted path. Raises ConfigurationError; never unpickles."""
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ConfigurationError(f"task: {shown(path)!r} is no dotted path of a class")
     module, _, name = path.rpartition(".")
     try:
         instance = getattr(importlib.import_module(module), name)()
