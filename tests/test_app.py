@@ -221,6 +221,19 @@ def test_a_redelivery_gets_the_same_id_and_counts_nothing(function: Server, mode
     assert outcomes_of(function, model) == {"accepted": 1, "duplicate": 1, "rejected": 0}
 
 
+def test_a_redelivery_is_answered_as_of_then(function: Server) -> None:
+    """With the id and increment of the first answer, and the totals of the second."""
+    model = "again/later/p/m"
+    event = attributes("first", model)
+    first = function.event(feedback(1, 1), event)
+    function.event(feedback(1, 0), attributes("second", model))
+    again = function.event(feedback(1, 1), event)
+    assert again.attributes["id"] == first.attributes["id"]
+    assert again.json["increment"] == first.json["increment"]
+    assert [each.json["rows"] for each in (first, again)] == [1, 2]
+    assert [each.json["scores"]["accuracy"] for each in (first, again)] == [1.0, 0.5]
+
+
 def test_an_emitted_id_is_derived_from_source_and_id_only(function: Server) -> None:
     """Model and mode do not matter to it; source and id do, and where one ends the other begins."""
 
