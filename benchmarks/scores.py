@@ -22,6 +22,7 @@ from sklearn import metrics as sk
 
 from metrics.counters import Vector, add
 from metrics.evaluators import Known, evaluate
+from metrics.exact import to_units
 from metrics.model_settings import ModelSettings
 from metrics.payload import decode
 from metrics.scores import model_view, score_vector
@@ -78,13 +79,13 @@ def model(classes: int, confusions: int, bins: int) -> ModelState:
             vector,
             {
                 "probability_rows": {(): rows},
-                "log_loss": {(): 0.3 * rows},
-                "log_loss_squared": {(): 0.2 * rows},
-                "brier": {(): 0.2 * rows},
-                "brier_squared": {(): 0.1 * rows},
+                "log_loss": {(): to_units(0.3 * rows)},
+                "log_loss_squared": {(): to_units(0.2 * rows)},
+                "brier": {(): to_units(0.2 * rows)},
+                "brier_squared": {(): to_units(0.1 * rows)},
                 "calibration_rows": {(str(bin),): rows // 15 for bin in range(15)},
                 "calibration_hits": {(str(bin),): rows // 30 for bin in range(15)},
-                "calibration_confidence": {(str(bin),): rows / 30 for bin in range(15)},
+                "calibration_confidence": {(str(bin),): to_units(rows / 30) for bin in range(15)},
                 "scores": {
                     (str(column), str(bin - bins // 2), side): int(rng.integers(1, 50))
                     for column in scored

@@ -133,7 +133,7 @@ def decode(text: str) -> int:
 
 FINE = 57
 """Binary places to which what a row's probabilities tell is counted; their own are 53 near 1."""
-_FINE = 2.0**FINE
+FINE_ONE = 2.0**FINE
 CLIP = float_info.epsilon
 """Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm, as scikit-learn does."""
 HALF_ROOT = 0.5**0.5
@@ -149,7 +149,7 @@ _E2, _E4, _E6 = EVEN
 
 def fine(number: float) -> int:
     """The multiples of 2**-FINE nearest to a number."""
-    return round(number * _FINE)
+    return round(number * FINE_ONE)
 
 
 def of_fine(sum: int) -> int:

@@ -61,7 +61,7 @@ local function is_exact(text)
 end
 
 local function exact(text)
-  local digits, n, first = {}, 0, 1
+  local digits, n = {}, 0
   local p = find(text, 'p', 1, true)
   if not p then  -- a float of format 1; what is below the lowest place is dropped
     local x = tonumber(text)
@@ -76,16 +76,18 @@ local function exact(text)
     end
     return digits, low
   end
-  if byte(text, 1) == 45 then
-    first = 2
-    for at = p - 1, first, -DIGIT do
-      n = n + 1
-      digits[n] = -tonumber(sub(text, max(at - DIGIT + 1, first), at), 16)
-    end
-  else
-    for at = p - 1, first, -DIGIT do
-      n = n + 1
-      digits[n] = tonumber(sub(text, max(at - DIGIT + 1, first), at), 16)
+  local negative = byte(text) == 45  -- a minus
+  local first, at = negative and 2 or 1, p - 1
+  while at - first >= DIGIT do
+    n = n + 1
+    digits[n] = tonumber(sub(text, at - DIGIT + 1, at), 16)
+    at = at - DIGIT
+  end
+  n = n + 1
+  digits[n] = tonumber(sub(text, first, at), 16)
+  if negative then
+    for i = 1, n do
+      digits[i] = -digits[i]
     end
   end
   return digits, tonumber(sub(text, p + 1)) / 40
@@ -94,13 +96,22 @@ end
 -- The text of the exact number `old`, a text, plus that of `more` digits from place `lowest`.
 local function exact_sum(old, more, lowest)
   local digits, low = exact(old)
-  local start, stop = min(low, lowest), max(low + #digits, lowest + #more) - 1
+  local place, stop = min(low, lowest), max(low + #digits, lowest + #more) - 1
   local sums, n, carry = {}, 0, 0
-  for place = start, stop do
-    local digit = (digits[place - low + 1] or 0) + (more[place - lowest + 1] or 0) + carry
-    carry = floor(digit / BASE)
-    n = n + 1
-    sums[n] = digit - carry * BASE
+  for at = place, stop do
+    local digit = (digits[at - low + 1] or 0) + (more[at - lowest + 1] or 0) + carry
+    if digit >= 0 and digit < BASE then
+      carry = 0
+    else
+      carry = floor(digit / BASE)
+      digit = digit - carry * BASE
+    end
+    if n > 0 or digit ~= 0 then
+      n = n + 1
+      sums[n] = digit
+    else
+      place = place + 1  -- no number ends with zeros
+    end
   end
   if carry < -1 then
     n = n + 1
@@ -123,18 +134,21 @@ local function exact_sum(old, more, lowest)
   while n > 0 and sums[n] == 0 do
     n = n - 1
   end
-  if n == 0 then
+  local e = 40 * place
+  if n == 3 then
+    return format('%s%x%010x%010xp%d', sign, sums[3], sums[2], sums[1], e)
+  elseif n == 4 then
+    return format('%s%x%010x%010x%010xp%d', sign, sums[4], sums[3], sums[2], sums[1], e)
+  elseif n == 0 then
     return '0p0'
   end
-  local last = 1
-  while sums[last] == 0 do
-    last = last + 1
+  local highest_first = {}
+  for i = n, 1, -1 do
+    highest_first[n - i + 1] = sums[i]
   end
-  local text = format('%s%x', sign, sums[n])
-  for i = n - 1, last, -1 do
-    text = text .. format('%010x', sums[i])
-  end
-  return format('%sp%d', text, 40 * (start + last - 1))
+  highest_first[n + 1] = e
+  local shape = '%s%x' .. string.rep('%010x', n - 1) .. 'p%d'
+  return format(shape, sign, unpack(highest_first))
 end
 
 -- The text of `old`, a text, plus `y`, whose text is `new`; nil where doubles do not hold the sum

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from ..bins import calibration_bin, logit_bin
 from ..counters import NO_LABELS, Labels, Number, Vector
-from ..exact import fine, log_loss, of_fine, of_fine_squared
+from ..exact import FINE_ONE, fine, log_loss, of_fine, of_fine_squared
 from ..payload import Values
 
 MAX_SCORED_CLASSES = 64
@@ -58,17 +58,18 @@ def count_probabilities(
     truth: Sequence[int],
     k: int,
     best: Sequence[int] | None = None,
-) -> None:
-    """Add what N rows of K probabilities tell.
+) -> list[tuple[float, float]]:
+    """Add what N rows of K probabilities tell; returns each row's log loss and Brier score.
 
-    `keys` are the K columns' class keys, `truth` the column of each row's truth, `best` that of
-    its largest probability, where that is known already.
+    These are as counted, and of many rows at once they are left out. `keys` are the K columns'
+    class keys, `truth` the column of each row's truth, `best` that of its largest probability,
+    where that is known already.
     """
     if len(truth) >= VECTOR_ROWS:
         from .rows import count_probability_rows
 
-        count_probability_rows(vector, rows.matrix(), keys, truth, k, best)
-        return
+        return count_probability_rows(vector, rows.matrix(), keys, truth, k, best)
+    measures = []
     losses = squares = briers = brier_squares = 0
     sizes: dict[Labels, Number] = {}
     hits: dict[Labels, Number] = {}
@@ -79,6 +80,7 @@ def count_probabilities(
     for start, true in enumerate(truth):
         row = rows.row(start)
         loss, distance = fine(log_loss(row[true])), fine(brier(row, true))
+        measures.append((loss / FINE_ONE, distance / FINE_ONE))
         losses += loss
         squares += loss * loss
         briers += distance
@@ -106,6 +108,7 @@ def count_probabilities(
     if k:
         vector["top_k_rows"] = {(str(k),): len(truth)}
         vector["top_k_hits"] = {(str(k),): top}
+    return measures
 
 
 def brier(row: Sequence[float], true: int) -> float:

@@ -6,6 +6,8 @@ and of many products of two, stay below 2**53: then adding doubles is exact, in 
 
 from __future__ import annotations
 
+from operator import mul
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ from ..exact import (
     CLIP,
     EVEN,
     FINE,
+    FINE_ONE,
     HALF_ROOT,
     LN2,
     LN2_REST,
@@ -23,11 +26,10 @@ from ..exact import (
 
 Floats = NDArray[np.float64]
 
-_CUT = 21
-"""Bits of a part; the highest one's are those before the point and 15 after it."""
-_SHIFTS = (2 * _CUT, _CUT, 0)
-_AT_ONCE = 4096
-"""Rows whose products of two parts can be added: 2**12 times 2**41."""
+FEW = 200
+"""Rows below which Python's own ints are faster."""
+_AT_ONCE = 2048
+"""Rows whose products of two parts can be added: 2**11 times 2**42."""
 _MANY_COLUMNS = 64
 """From as many columns one pass over them all is faster than one of each."""
 
@@ -38,22 +40,24 @@ def _constant(number: float) -> Floats:
 
 _ODD, _EVEN = [tuple(map(_constant, each)) for each in (ODD, EVEN)]
 _LN2, _LN2_REST = map(_constant, (LN2, LN2_REST))
-_LOW, _HIGH, _HALF_ROOT = map(_constant, (CLIP, 1 - CLIP, HALF_ROOT))
+_FINE_SQUARED = FINE_ONE * FINE_ONE
+_LOW, _HIGH, _FINE, _UNFINE = map(_constant, (CLIP, 1 - CLIP, FINE_ONE, 1 / FINE_ONE))
+_HALF_ROOT, _EXPONENT = np.array(HALF_ROOT).view(np.int64), np.array(52)
 _HALF, _ONE, _TWO = map(_constant, (0.5, 1.0, 2.0))
-_GRIDS = [_constant(1.5 * 2.0 ** (52 - FINE + shift)) for shift in _SHIFTS]
-"""Adding one and subtracting it again rounds to a multiple of a part's last bit."""
-_SCALES = np.array([[2.0 ** (FINE - shift)] for shift in _SHIFTS])
+_GRIDS = [_constant(1.5 * 2.0 ** (52 - places)) for places in (15, 36)]
+"""Adding one and subtracting it again rounds to so many binary places; what is left has 21 more."""
 _CONFIDENCE_GRIDS = [_constant(1.5 * 2.0 ** (52 - places)) for places in (30, FINE)]
 
 
 def log_losses(probabilities: Floats) -> Floats:
     """`exact.log_loss` of each."""
     clipped = np.minimum(np.maximum(probabilities, _LOW), _HIGH)
-    mantissas, exponents = np.frexp(clipped)
-    low = mantissas < _HALF_ROOT
-    mantissas += mantissas * low
-    f = mantissas - _ONE
-    k = (exponents - low).astype(np.float64)
+    bits = clipped.view(np.int64)
+    exponents = bits - _HALF_ROOT
+    exponents >>= _EXPONENT
+    k = exponents.astype(np.float64)
+    exponents <<= _EXPONENT
+    f = (bits - exponents).view(np.float64) - _ONE
     s = f / (f + _TWO)
     z = s * s
     w = z * z
@@ -77,32 +81,41 @@ def sum_of_columns(rows: Floats, into: Floats) -> None:
         into += rows[:, column]
 
 
-def sums_and_squares(numbers: Floats) -> list[tuple[int, int]]:
-    """The sum of `exact.fine` of each row of (R, N) numbers below 64, and of its square, in units.
+def to_fine(numbers: Floats) -> Floats:
+    """`exact.fine` of each, as numbers of the same size."""
+    whole = np.rint(numbers * _FINE)
+    whole *= _UNFINE
+    return whole
 
-    Exact.
+
+def sums_and_squares(numbers: Floats) -> list[tuple[int, int]]:
+    """The exact sum of each row of (R, N) numbers as `to_fine` gives them, and of its squares.
+
+    In units; the numbers are at most 64.
     """
-    count, n = numbers.shape
-    sums, squares = [0] * count, [0] * count
-    for start in range(0, n, _AT_ONCE):
-        rest = numbers[:, start : start + _AT_ONCE]
-        parts = np.empty((count, 3, rest.shape[1]))
-        for place, grid in enumerate(_GRIDS):
-            part = np.add(rest, grid, out=parts[:, place])
-            part -= grid
-            if place < 2:
-                rest = rest - part
-        parts *= _SCALES
-        totals = parts.sum(axis=2).tolist()
-        products = (parts @ parts.transpose(0, 2, 1)).tolist()
-        for row in range(count):
-            for place, shift in enumerate(_SHIFTS):
-                sums[row] += int(totals[row][place]) << shift
-                for other, more in enumerate(_SHIFTS):
-                    squares[row] += int(products[row][place][other]) << shift + more
-    return [
-        (of_fine(sum), of_fine_squared(square)) for sum, square in zip(sums, squares, strict=True)
-    ]
+    if numbers.shape[1] < FEW:
+        each = (numbers * _FINE).astype(np.int64).tolist()
+        return [(of_fine(sum(row)), of_fine_squared(sum(map(mul, row, row)))) for row in each]
+    return [_sum_and_square(row) for row in numbers]
+
+
+def _sum_and_square(numbers: Floats) -> tuple[int, int]:
+    total = square = 0
+    for start in range(0, len(numbers), _AT_ONCE):
+        rest = numbers[start : start + _AT_ONCE]
+        high = rest + _GRIDS[0]
+        high -= _GRIDS[0]
+        rest = rest - high
+        middle = rest + _GRIDS[1]
+        middle -= _GRIDS[1]
+        rest -= middle
+        ones = np.ones(len(rest))
+        for part in (high, middle, rest):
+            total += int(part.dot(ones) * FINE_ONE)
+            square += int(part.dot(part) * _FINE_SQUARED)
+        for one, other in ((high, middle), (high, rest), (middle, rest)):
+            square += 2 * int(one.dot(other) * _FINE_SQUARED)
+    return of_fine(total), of_fine_squared(square)
 
 
 def sums_by(numbers: Floats, bins: NDArray[np.intp], most: int) -> list[int]:

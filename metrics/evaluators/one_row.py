@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..counters import NO_LABELS, Compact, Vector, merge
-from ..exact import FINE, fine, log_loss
+from ..exact import FINE_ONE, fine, log_loss
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from ..state import GaugeKey
@@ -18,7 +18,6 @@ from .classes import TOLERANCE, Classes
 from .classification import MAX_SCORED_CLASSES, brier, count_outcomes, count_probabilities, rank
 from .evaluation import Evaluation, Known
 
-ONE, ONE_SQUARED = 1 << FINE, 1 << 2 * FINE
 _COLUMNS: GaugeKey = ("columns", NO_LABELS)
 _KEYS = tuple(map(str, range(MAX_SCORED_CLASSES)))
 
@@ -26,13 +25,15 @@ _KEYS = tuple(map(str, range(MAX_SCORED_CLASSES)))
 class Row(Compact):
     """What one row adds: the rows of a commit are counted together, like those of one event."""
 
-    __slots__ = ("best", "k", "row", "true")
+    __slots__ = ("best", "k", "measures", "row", "true")
 
     def __init__(self, row: Sequence[float], true: int, best: int, k: int) -> None:
         self.row = row
         self.true = true
         self.best = best
         self.k = k
+        self.measures: tuple[float, float] | None = None
+        """Its log loss and Brier score, once it was counted."""
 
     @staticmethod
     def total(increments: Sequence[Row]) -> Vector:
@@ -46,15 +47,18 @@ class Row(Compact):
     def shown(self) -> dict[str, Any]:
         """The row's contribution as JSON."""
         row, true, best = self.row, _KEYS[self.true], _KEYS[self.best]
-        loss, distance = fine(log_loss(row[self.true])), fine(brier(row, self.true))
+        loss, distance = self.measures or (
+            fine(log_loss(row[self.true])) / FINE_ONE,
+            fine(brier(row, self.true)) / FINE_ONE,
+        )
         shown: dict[str, Any] = {
             "events": 1,
             "rows": 1,
             "probability_rows": 1,
-            "log_loss": loss / ONE,
-            "log_loss_squared": loss * loss / ONE_SQUARED,
-            "brier": distance / ONE,
-            "brier_squared": distance * distance / ONE_SQUARED,
+            "log_loss": loss,
+            "log_loss_squared": loss * loss,
+            "brier": distance,
+            "brier_squared": distance * distance,
         }
         if true is best:
             shown["true_positives"] = {true: 1}
@@ -114,5 +118,8 @@ def _counted(rows: Sequence[Row], width: int, k: int) -> Vector:
         (keys[at], keys[to]): n for (at, to), n in Counter(zip(true, best, strict=True)).items()
     }
     count_outcomes(vector, pairs, dict(zip(keys, keys, strict=True)))
-    count_probabilities(vector, Values("response", flat, width, True), keys, true, k, best)
+    values = Values("response", flat, width, True)
+    measures = count_probabilities(vector, values, keys, true, k, best)
+    for each, found in zip(rows, measures, strict=False):
+        each.measures = found
     return vector

@@ -12,7 +12,7 @@ from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN, logit_bin
 from ..counters import NO_LABELS
 from ..histograms import counted
 from ..payload import Values
-from .exact_rows import log_losses, sum_of_columns, sums_and_squares, sums_by
+from .exact_rows import FEW, log_losses, sum_of_columns, sums_and_squares, sums_by, to_fine
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ def count_probability_rows(
     truth: Sequence[int],
     k: int,
     best: Sequence[int] | None = None,
-) -> None:
+) -> list[tuple[float, float]]:
     """Add what N rows of K probabilities tell; see `classification.count_probabilities`."""
     from .classification import columns_scored
 
@@ -38,11 +38,12 @@ def count_probability_rows(
     distances = rows.copy()
     distances.ravel()[places] = p - 1
     distances *= distances
-    measures = np.empty((2, n))
+    measures: Floats = np.empty((2, n))
     measures[0] = log_losses(p)
     sum_of_columns(distances, measures[1])
     if width == 2:
         measures[1] /= 2
+    measures = to_fine(measures)
     (losses, loss_squares), (briers, brier_squares) = sums_and_squares(measures)
     vector["probability_rows"] = {NO_LABELS: n}
     vector["log_loss"] = {NO_LABELS: losses}
@@ -80,6 +81,7 @@ def count_probability_rows(
         beaten = (rows > score).sum(axis=1) + ((rows == score) & later).sum(axis=1)
         vector["top_k_rows"] = {(str(k),): n}
         vector["top_k_hits"] = {(str(k),): int((beaten < k).sum())}
+    return list(zip(*measures.tolist(), strict=True)) if n < FEW else []
 
 
 _HALF_WAY = 0.5 - 1e-9
