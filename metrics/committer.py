@@ -161,7 +161,11 @@ class Committer:
         return self._thread.is_alive()
 
     def flush(self) -> None:
-        """With a snapshot interval: flush what is acknowledged now, and from now on at once."""
+        """Have what is acknowledged flushed now, and from now on at once: the end is near.
+
+        Housekeeping does not delay commits any more.
+        """
+        self._store.hasten()
         with self._lock:
             self._pause = min(self._pause, FLUSH_SECONDS)
             self._wake.notify()
@@ -171,6 +175,7 @@ class Committer:
         with self._lock:
             self._closing = True
             self._wake.notify()
+        self._store.hasten()
         self._thread.join()
 
     # --- the thread --------------------------------------------------------------------------
@@ -184,7 +189,8 @@ class Committer:
                 self._commit(batch)
             elif not self._healthy:
                 self._probe()
-            self._housekeep()
+            if not self._closing:
+                self._housekeep()
 
     def _gather(self) -> list[Work] | None:
         """What to commit next; [] when there is time for other duties, None at the end."""

@@ -50,7 +50,7 @@ ACCEPTED_AT_ONCE = 8
 
 LARGE_BODY = 1 << 16
 """Bytes from which a body is decoded and evaluated in a thread, so that the loop goes on."""
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 4.0
 """How long clients may take to end their requests once the server is told to stop."""
 SWEEP_SECONDS = 1.0
 """Between two looks at the connections' deadlines."""

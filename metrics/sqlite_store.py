@@ -92,6 +92,8 @@ CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other processes' commits."""
 RETAIN_SECONDS = 5
 """How long a folded commit stays in the log for others to read."""
+HASTE_SECONDS = 1.0
+"""How long a fold may go on while the process ends."""
 MAX_LOG = 2000
 """Commits after which the log is folded even if nobody keeps house."""
 MAX_RECENT = 4096
@@ -229,6 +231,8 @@ class SQLiteStore:
         self._epoch = -1
         self._folded = 0
         self._folds: deque[tuple[float, int]] = deque()
+        self._deadline = float("inf")
+        """When a fold is to be given up; see `hasten`."""
         """When, by the monotonic clock, this process folded up to which commit."""
         self._seen = 0
         self._data_version = -1
@@ -374,6 +378,10 @@ class SQLiteStore:
             self._data_version = -1  # SQLite does not tell a connection of its own commits
             self._look(connection)
             return bool(ids)
+
+    def hasten(self) -> None:
+        """Give up folds that take long: the log is as durable as the tables."""
+        self._deadline = min(self._deadline, clock.monotonic() + HASTE_SECONDS)
 
     def close(self) -> None:
         """Fold the log and close the file; the last process to do so folds the journal, too."""
@@ -575,6 +583,7 @@ class SQLiteStore:
         }
         rows: list[tuple[int, str, Any]] = []
         for (model, pane), families in touched.panes().items():
+            self._check_time()
             vector = self._mirror.vector(model, pane)
             if vector is None:
                 continue  # expired since
@@ -592,7 +601,7 @@ class SQLiteStore:
                         (id, encode_key(family, labels), number)
                         for labels, number in stored(family, there).items()
                     ]
-        connection.executemany(_SET, rows)
+        connection.executemany(_SET, self._in_time(rows))
         for model, gauges in touched.gauges.items():
             known = self._mirror.gauges(model)
             connection.executemany(
@@ -604,6 +613,17 @@ class SQLiteStore:
                 _SET_CONSTANT,
                 [(ids[model], name, orjson.dumps(in_force[name]).decode()) for name in constants],
             )
+
+    def _in_time(self, rows: list[tuple[int, str, Number]]) -> Iterator[tuple[int, str, Number]]:
+        """The rows of a fold; raises StoreUnavailable where `hasten` leaves no time for all."""
+        for at, row in enumerate(rows):
+            if at % 1024 == 1023:
+                self._check_time()
+            yield row
+
+    def _check_time(self) -> None:
+        if clock.monotonic() > self._deadline:
+            raise StoreUnavailable("other", "the log is not folded: there is no time left")
 
     def _id(self, connection: sqlite3.Connection, model: str, pane: Pane) -> int:
         """The number of a pane in the file, which has it after this."""

@@ -71,6 +71,9 @@ class Store(Protocol):
     def reset(self, model: str) -> bool:
         """Forget all of one model but its digests; tells whether there was any."""
 
+    def hasten(self) -> None:
+        """Have housekeeping, which commits do not need, end soon. Never waits."""
+
     def close(self) -> None:
         """Release the store; what was committed is durable already."""
 
@@ -188,6 +191,9 @@ class MemoryStore:
             known = model in self._mirror
             self._mirror.forget(model)
             return known
+
+    def hasten(self) -> None:
+        """Nothing takes long."""
 
     def close(self) -> None:
         """Nothing to release."""

@@ -151,6 +151,7 @@ class Chaos:
 
     def _judge(self, traffic: Traffic) -> None:
         server, verdict = self.server, self.verdict
+        server.hang_up()  # the server may have closed it
         verdict.events = traffic.acknowledged
         status = Path(f"/proc/{self._pid}/status").read_text()
         (peak,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]

@@ -292,6 +292,26 @@ def test_journals(journal: str, path: Path) -> None:
         store.close()
 
 
+def test_a_process_that_ends_does_not_wait_for_a_large_fold(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is as durable as the tables: the next process folds it."""
+    monkeypatch.setattr(sqlite_store, "HASTE_SECONDS", 0.0)
+    cells = {(str(n), str(m)): 1 for n in range(100) for m in range(100)}
+    store = SQLiteStore(path, 1000)
+    store.commit([Entry("m", b"1" * 16, (ALL_TIME,), {"confusion": cells})], 0.0)
+    store.hasten()
+    with pytest.raises(StoreUnavailable, match="not folded"):
+        store.housekeep(0.0)
+    assert store.commit([Entry("m", b"2" * 16, (ALL_TIME,), {"confusion": cells})], 0.0) == [True]
+    store.close()
+    again = SQLiteStore(path, 1000)
+    again.housekeep(0.0)
+    counted = again.read().models["m"].all_time["confusion"]
+    assert dict(counted) == dict.fromkeys(cells, 2)
+    assert again.commit([Entry("m", b"1" * 16, (ALL_TIME,), {})], 0.0) == [False]
+
+
 def test_identity_of_panes(path: Path) -> None:
     """A pane that another instance let expire is never taken for the one made after it."""
     one, other = SQLiteStore(str(path), TTL), SQLiteStore(str(path), TTL)
