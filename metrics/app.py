@@ -26,6 +26,7 @@ from .errors import ConfigurationError, Refused, TooLarge, Unavailable
 from .evaluators import Known, evaluate
 from .evaluators.user_metrics import load_class
 from .events import Event, read_events
+from .ignored import Ignored
 from .isolation import Isolation
 from .joins import PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .labels import UNKNOWN, LabelsInUse, segments_of
@@ -128,6 +129,7 @@ class App:
             self.watch.after if self.watch else None,
             self.watch.tick if self.outbox and self.watch else None,
         )
+        self._ignored = Ignored(settings, self.stats.ignored)
         self._accepted = settings.accept_types
         if self.joins:
             self._accepted += settings.prediction_types
@@ -306,9 +308,11 @@ class App:
         events, is_batch = read_events(headers, body)
         request = Request(self, tell, [], [], is_batch)
         arrival = self.now()
+        ignored = []
         try:
             for event in events:
                 if event.type and event.type not in self._accepted:
+                    ignored.append(event.type)
                     continue
                 entry = self._entry(event, arrival)
                 request.events.append(event)
@@ -316,6 +320,8 @@ class App:
         except Refused:
             self.labels.forget(entry.model for entry in request.entries)
             raise
+        if ignored:
+            self._ignored.note(ignored)
         return request
 
     def answer(self, request: Request, verdict: Sequence[bool]) -> Response:

@@ -24,7 +24,7 @@ LAYERS = (
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
     | {"background", "isolation"},
     {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
-    {"labels", "replies"},
+    {"labels", "replies", "ignored"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
     {"host", "log", "workers"},
