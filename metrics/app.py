@@ -395,7 +395,7 @@ class App:
         if settings.segments:
             segments = segments_of(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
-        self.labels.admit(model, labels, increment)
+        self.labels.admit(model, labels, increment, evaluation.gauges)
         unnamed = constants.get("unnamed") or self.replies.origin(extensions).unnamed
         if unnamed:
             evaluation.constants["unnamed"] = unnamed

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from metrics.app import App
 from metrics.config import load
 from metrics.errors import Refused
-from metrics.events import BATCH, STRUCTURED, read_events
+from metrics.evaluators.user_metrics import MAX_SERIES
+from metrics.events import BATCH, MAX_BATCH, STRUCTURED, read_events
 from metrics.replies import Response
 from metrics.store import open_store
 from tests.servers_http import attributes, feedback, message
@@ -160,6 +161,35 @@ def test_names_of_a_model_are_read_once(app: App) -> None:
         evaluate(parse(feedback("n7", "n8")), app.models.of(MODEL), known)
     assert Names.reads == 1
     _FIXED.clear()
+
+
+# --- series ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["COUNTER", "GAUGE", "TIMER"])
+def test_user_metrics_of_every_kind_are_capped_over_all_events(app: App, kind: str) -> None:
+    """A model has so many series of them, however many events bring them; known ones stay open."""
+
+    def told(names: range) -> Response:
+        metrics = [{"key": f"m{name}", "value": 1, "type": kind} for name in names]
+        return post(app, feedback() | {"truth": {**message([1]), "meta": {"metrics": metrics}}})
+
+    size = MAX_SERIES // 2
+    for begin in (0, size):
+        assert told(range(begin, begin + size)).status == 200
+    assert field(told(range(MAX_SERIES, MAX_SERIES + 1))) == "truth.meta.metrics[0]"
+    assert told(range(MAX_SERIES)).status == 200
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_a_limited_number_of_events(app: App) -> None:
+    """Events of few bytes are refused by their number, before any of them is looked at."""
+    events = b"[" + b",".join([b"{}"] * (MAX_BATCH + 1)) + b"]"
+    refused = app.post_sync({"content-type": BATCH}, events)
+    assert (refused.status, json.loads(refused.body)["field"]) == (413, "data")
+    assert field(app.post_sync({"content-type": BATCH}, events[:-4] + b"]")) == "[0].id"
 
 
 # --- depth ----------------------------------------------------------------------------------------
