@@ -24,6 +24,7 @@ from .committer import Committer, Work
 from .config import KSERVE_PREDICTION_TYPE, Settings
 from .errors import ConfigurationError, Refused, TooLarge, Unavailable
 from .evaluators import Known, evaluate
+from .evaluators.classes import check_names
 from .evaluators.user_metrics import load_class
 from .events import Event, read_events
 from .ignored import Ignored
@@ -366,6 +367,10 @@ class App:
                 digest = _digest(model, request, is_feedback, feedback)
             case = Case(model, digest, event.time, arrival, event.extensions, feedback)
             if self.joins is not None:
+                half = feedback.prediction or feedback.truth
+                if half.names:
+                    known = Known(self.store.read().constants(model))
+                    check_names(half, self.models.of(model), known)
                 if not request and event.type == KSERVE_PREDICTION_TYPE:
                     request = event.id
                 if request and not is_feedback:

@@ -143,6 +143,23 @@ def test_names_are_held_against_the_cap_on_classes(app: App) -> None:
     assert len(app.read().constants(MODEL)["names"]) == 1000
 
 
+@pytest.mark.parametrize("half", ["prediction", "truth"])
+def test_names_of_a_half_are_held_against_the_cap_before_the_other_comes(half: str) -> None:
+    """Whoever sends the other half is not refused for them."""
+    app = App(load({"FEEDBACK_JOIN_TTL": "1h"}), open_store("memory:", 60))
+    try:
+        many, few = named(1001)["response"], named(3)["response"]
+        for names, status in ((many, 400), (few, 202)):
+            if half == "truth":
+                answer = post(app, {"truth": names}, "1", requestid="1")
+            else:
+                kind = "io.seldon.serving.inference.response"
+                answer = post(app, names, "1", requestid="1", type=kind)
+            assert answer.status == status, answer
+    finally:
+        app.close()
+
+
 def test_names_of_a_model_are_read_once(app: App) -> None:
     """However many names a store holds, an event of few bytes does not go through them all."""
     from metrics.evaluators import Known, evaluate
