@@ -17,7 +17,7 @@ PACKAGE = ROOT / "metrics"
 LAYERS = (
     {"errors", "counters", "exact", "bins", "histograms", "urls", "__init__"}
     | {"http1", "connections", "large_arrays", "outgoing"},
-    {"payload", "windows", "alerts"},
+    {"values", "tensors", "payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
