@@ -18,7 +18,7 @@ from metrics.evaluators.user_metrics import MAX_SERIES
 from metrics.events import BATCH, MAX_BATCH, STRUCTURED, read_events
 from metrics.replies import Response
 from metrics.store import open_store
-from tests.servers_http import attributes, feedback, message
+from tests.servers_http import OwnServer, attributes, feedback, message
 
 MODEL = "ns/iris/default/limits"
 
@@ -86,6 +86,27 @@ def test_the_events_of_a_batch_share_what_its_body_allows(app: App) -> None:
     large = {"request": "x" * 4000, **splats(3000)}
     assert batch(app, large, {"request": "x" * 4000, **feedback()}).status == 200
     assert field(batch(app, large, large)) == "truth.data.tftensor.int_val"
+
+
+def test_a_server_pays_for_the_bytes_of_a_batch_only(tmp_path: Path) -> None:
+    """20 kB that claim seventy million numbers take no memory, and no time of the loop."""
+    with OwnServer(tmp_path) as server:
+
+        def peak() -> int:
+            status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in server.pids)
+            return sum(int(part.split()[0]) for part in status.split("VmHWM:")[1:])
+
+        many = [[0.25, 0.75]] * 50
+        warm = server.event(feedback(many, [1] * 50), attributes("1", MODEL))  # imports numpy
+        assert warm.status == 200
+        before = peak()
+        claims = {"truth": splat(999_999), "response": splat(999_999)}
+        events = [{**attributes(str(at), MODEL), "data": claims} for at in range(50)]
+        assert len(json.dumps(events)) < 25_000
+        refused = server.batch(*events)
+        assert (refused.status, refused.json["field"]) == (400, "truth.data.tftensor.int_val")
+        assert peak() - before < 32 << 10
+        assert server.get("/health/liveness").status == 200
 
 
 @given(st.data())
