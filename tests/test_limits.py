@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metrics import large_arrays
 from metrics.app import App
 from metrics.config import load
 from metrics.errors import Refused
@@ -143,6 +144,28 @@ def test_what_is_decoded_is_bounded_by_what_was_sent(data: st.DataObject) -> Non
         assert read.prediction is not None
         numbers += len(read.truth.flat) + len(read.prediction.flat)
     assert numbers <= 2 * len(body)
+
+
+@pytest.mark.parametrize("begin", [b'"data":[', b'"data":[[', b'"ndarray":[ [', b'"data":[1,'])
+@pytest.mark.parametrize("end", [b"]", b"]]", b"] ]", b""])
+def test_no_byte_of_a_body_is_searched_again_and_again(
+    begin: bytes, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many arrays seem to begin in it: large arrays are looked for in one pass."""
+    searched = 0
+    look = large_arrays._Reader._end
+
+    def counted(self: Any, start: int, stop: int) -> int:
+        nonlocal searched
+        found = look(self, start, stop)
+        searched += (found if found >= 0 else min(stop, len(self._body))) - start
+        return found
+
+    monkeypatch.setattr(large_arrays._Reader, "_end", counted)
+    block = begin * (60_000 // len(begin)) + end
+    body = block * ((1 << 20) // len(block))
+    assert large_arrays.load(body) is None
+    assert searched <= 3 * len(body)
 
 
 # --- names ----------------------------------------------------------------------------------------
