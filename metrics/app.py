@@ -24,8 +24,10 @@ from .committer import Committer, Work
 from .config import KSERVE_PREDICTION_TYPE, Settings
 from .errors import ConfigurationError, Refused, TooLarge, Unavailable
 from .evaluators import Known, evaluate
+from .evaluators.classes import check_names
 from .evaluators.user_metrics import load_class
 from .events import Event, read_events
+from .ignored import Ignored
 from .isolation import Isolation
 from .joins import PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .labels import UNKNOWN, LabelsInUse, segments_of
@@ -128,6 +130,7 @@ class App:
             self.watch.after if self.watch else None,
             self.watch.tick if self.outbox and self.watch else None,
         )
+        self._ignored = Ignored(settings, self.stats.ignored)
         self._accepted = settings.accept_types
         if self.joins:
             self._accepted += settings.prediction_types
@@ -306,9 +309,11 @@ class App:
         events, is_batch = read_events(headers, body)
         request = Request(self, tell, [], [], is_batch)
         arrival = self.now()
+        ignored = []
         try:
             for event in events:
                 if event.type and event.type not in self._accepted:
+                    ignored.append(event.type)
                     continue
                 entry = self._entry(event, arrival)
                 request.events.append(event)
@@ -316,6 +321,8 @@ class App:
         except Refused:
             self.labels.forget(entry.model for entry in request.entries)
             raise
+        if ignored:
+            self._ignored.note(ignored)
         return request
 
     def answer(self, request: Request, verdict: Sequence[bool]) -> Response:
@@ -360,6 +367,10 @@ class App:
                 digest = _digest(model, request, is_feedback, feedback)
             case = Case(model, digest, event.time, arrival, event.extensions, feedback)
             if self.joins is not None:
+                half = feedback.prediction or feedback.truth
+                if half.names:
+                    known = Known(self.store.read().constants(model))
+                    check_names(half, self.models.of(model), known)
                 if not request and event.type == KSERVE_PREDICTION_TYPE:
                     request = event.id
                 if request and not is_feedback:
@@ -389,7 +400,7 @@ class App:
         if settings.segments:
             segments = segments_of(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
-        self.labels.admit(model, labels, increment)
+        self.labels.admit(model, labels, increment, evaluation.gauges)
         unnamed = constants.get("unnamed") or self.replies.origin(extensions).unnamed
         if unnamed:
             evaluation.constants["unnamed"] = unnamed

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from .errors import Refused
+from .errors import Refused, TooLarge
 from .payload import (
     MAX_LABEL,
     NO_BUDGET,
@@ -36,6 +36,10 @@ from .payload import (
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 JSON = "application/json"
+
+MAX_BATCH = 10_000
+"""Events of a batch: each takes some kilobytes until all of them are committed in one transaction,
+however short it is."""
 
 _REQUIRED = ("id", "source", "type", "specversion")
 _UNUSED = ("subject", "datacontenttype", "dataschema")
@@ -96,6 +100,8 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
         batch = load_json(body, "data")
         if type(batch) is not list:
             raise Refused("data", "a batch must be a JSON array of events")
+        if len(batch) > MAX_BATCH:
+            raise TooLarge("data", f"{len(batch)} events; at most {MAX_BATCH} are taken in a batch")
         budget = Budget(len(body))
         return [_structured(each, f"[{at}].", budget) for at, each in enumerate(batch)], True
     if content_type.startswith("application/cloudevents"):

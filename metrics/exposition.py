@@ -476,6 +476,14 @@ def _add_server(families: _Families, app: App) -> None:
             number,
             stats.started,
         )
+    for reason, number in stats.ignored_events().items():
+        families.counter(
+            "feedback_ignored_events",
+            "Events that were answered 202 and not counted, by why their type is not taken.",
+            {"reason": reason},
+            number,
+            stats.started,
+        )
     if app.sink is not None:
         for outcome, number in stats.sink_events().items():
             families.counter(

@@ -13,6 +13,7 @@ from .counters import OTHER, Compact, Increment
 from .errors import Refused
 from .model_settings import ModelSettings
 from .payload import Feedback, check_label
+from .state import GaugeKey
 from .store import Store
 
 logger = logging.getLogger("metrics.labels")
@@ -48,7 +49,13 @@ class LabelsInUse:
                         labels.setdefault("metric", set()).add("\0".join(key))
         return labels
 
-    def admit(self, model: str, labels: Kinds, increment: Increment | Compact) -> None:
+    def admit(
+        self,
+        model: str,
+        labels: Kinds,
+        increment: Increment | Compact,
+        gauges: Iterable[GaugeKey] = (),
+    ) -> None:
         """Take note of new labels, and of a new model. Raises Refused for a model too many."""
         if model not in self._known:
             if len(self._known) >= self._max_models:
@@ -59,6 +66,9 @@ class LabelsInUse:
                     logger.warning("a model past FEEDBACK_MAX_MODELS is refused: %s", model)
                     raise Refused("ce-modelid", "FEEDBACK_MAX_MODELS models are served already")
             self._known[model] = labels
+        for family, key in gauges:
+            if family == "user_gauges":
+                labels.setdefault("metric", set()).add("\0".join(key))
         if isinstance(increment, Compact) and increment.classes() <= labels.setdefault(
             "class", set()
         ):

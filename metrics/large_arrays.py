@@ -58,9 +58,10 @@ def load(body: bytes) -> Any:
         while (match := _STARTS.search(body, end)) is not None:
             at = match.end()
             array = _Reader(body, at)
-            if not array.is_long():
-                parts.append(body[end:at])
-                end = at
+            short = array.short_end()
+            if short is not None:  # no long one begins within it, so no byte is searched twice
+                parts.append(body[end:short])
+                end = short
                 continue
             parts += (body[end : at - 1], b'"\\u0000large array %d"' % len(arrays))
             end = array.read()
@@ -104,11 +105,12 @@ class _Reader:
         """Whether it matters how numbers are written: they may be labels."""
         self._known: dict[type, dict[Any, Any]] = {}
 
-    def is_long(self) -> bool:
-        """Whether the array has more than _MIN_ARRAY bytes."""
-        return self._end(self._at, self._at + _MIN_ARRAY) < 0 and self._at + _MIN_ARRAY < len(
-            self._body
-        )
+    def short_end(self) -> int | None:
+        """Where an array of at most _MIN_ARRAY bytes, or the body, ends; None for a longer one."""
+        end = self._end(self._at, self._at + _MIN_ARRAY)
+        if end >= 0:
+            return end
+        return None if self._at + _MIN_ARRAY < len(self._body) else len(self._body)
 
     def _end(self, start: int, stop: int) -> int:
         """Where the last item within the array ends, if that is before `stop`; else -1."""

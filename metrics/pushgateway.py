@@ -12,6 +12,7 @@ Source: prometheus_client's push_to_gateway, which knows the gateway's protocol.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time as clock
 from collections.abc import Callable
@@ -115,9 +116,18 @@ def lasting(exposition: bytes) -> bytes:
     """The lines of a text exposition that stay true when its server is gone.
 
     Samples of models, over all time. A label's text cannot pass for another label: its quotes are
-    escaped.
+    escaped. The gateway sets the label `job`; a sender's tag of that name is renamed, as Prometheus
+    does at a scrape, since series that differ in it alone would have the whole push refused.
     """
-    return b"".join(line for line in exposition.splitlines(keepends=True) if _lasts(line))
+    lines = exposition.split(b"\n")
+    return b"".join(_without_job(line) + b"\n" for line in lines if _lasts(line))
+
+
+def _without_job(line: bytes) -> bytes:
+    return _JOB.sub(b'\\1exported_job="', line) if b'job="' in line else line
+
+
+_JOB = re.compile(b'([{,])job="')
 
 
 def _lasts(line: bytes) -> bool:

@@ -29,6 +29,8 @@ SINK_OUTCOMES = ("sent", "failed", "superseded", "dropped")
 PUSH_OUTCOMES = ("pushed", "failed")
 PARTS = ("committer", "sink", "pushgateway", "alerts", "models", "reply", "other")
 """Parts of the program whose unforeseen errors are counted."""
+JOINS_OFF, OWN_TYPE, OTHER_TYPE = IGNORED_REASONS = ("joins_off", "own_type", "other_type")
+"""Why an event was answered 202 and not counted."""
 
 _COMMIT = 1
 _COMMIT_SUM = _COMMIT + len(COMMIT_BUCKETS) + 1
@@ -39,7 +41,8 @@ _SUNK = _ERRORS + len(ERROR_KINDS)
 _PUSHED = _SUNK + len(SINK_OUTCOMES)
 _UNFORESEEN = _PUSHED + len(PUSH_OUTCOMES)
 _OMITTED = _UNFORESEEN + len(PARTS)
-_WAITING = _OMITTED + 1
+_IGNORED = _OMITTED + 1
+_WAITING = _IGNORED + len(IGNORED_REASONS)
 _WIDTH = _WAITING + 1
 
 
@@ -101,6 +104,10 @@ class ServerStats:
         """Count an answer that a model was left out of, since its state cannot be read."""
         self._cells[self._row + _OMITTED] += 1
 
+    def ignored(self, reason: str) -> None:
+        """Count an event that is none of the types that are taken."""
+        self._cells[self._row + _IGNORED + IGNORED_REASONS.index(reason)] += 1
+
     def waiting(self, entries: int) -> None:
         """Note how many entries wait for a commit in this process."""
         self._cells[self._row + _WAITING] = entries
@@ -132,6 +139,10 @@ class ServerStats:
     def omissions(self) -> float:
         """Answers that a model was left out of."""
         return self._sum(_OMITTED)
+
+    def ignored_events(self) -> dict[str, float]:
+        """Ignored events by reason."""
+        return {reason: self._sum(_IGNORED + at) for at, reason in enumerate(IGNORED_REASONS)}
 
     def commits(self) -> float:
         """Transactions that succeeded."""

@@ -17,14 +17,14 @@ PACKAGE = ROOT / "metrics"
 LAYERS = (
     {"errors", "counters", "exact", "bins", "histograms", "urls", "__init__"}
     | {"http1", "connections", "large_arrays", "outgoing"},
-    {"payload", "windows", "alerts"},
+    {"values", "tensors", "payload", "windows", "alerts"},
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
     {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
     | {"background", "isolation"},
     {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
-    {"labels", "replies"},
+    {"labels", "replies", "ignored"},
     {"app"},
     {"exposition", "pages", "dashboard", "pushgateway"},
     {"host", "log", "workers"},

@@ -777,7 +777,10 @@ BAD_METRICS = [
         for end in ("_sum", "_count", "_total", "_info")
     ),
     {**METRIC, "type": "TIMER", "key": "x_created"},
-    *({**METRIC, "tags": {tag: "1"}} for tag in ("quantile", "model_name", "__x", "", "1a", "a\n")),
+    *(
+        {**METRIC, "tags": {tag: "1"}}
+        for tag in ("quantile", "exported_job", "model_name", "__x", "", "1a", "a\n")
+    ),
     *({**METRIC, "tags": tags} for tags in ([1], "a", 1, True)),
     *({**METRIC, "tags": {"a": value}} for value in (None, {}, "a" * 257, "\u2028", "\x85")),
 ]

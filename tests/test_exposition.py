@@ -203,7 +203,7 @@ def test_what_clients_accept_is_not_kept(fixed: Fixed) -> None:
 LABELS = {
     *exposition.MODEL_LABELS,
     *("outcome", "class", "truth", "prediction", "score", "window", "segment", "route", "output"),
-    *("le", "kind", "part", "version", "tag"),
+    *("le", "kind", "part", "version", "tag", "reason"),
     *("model_image", "model_version", "predictor_version", "image_name", "image_version"),
     *("seldon_deployment_name", "seldon_deployment_namespace", "method"),
 }

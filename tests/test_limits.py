@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metrics import large_arrays
 from metrics.app import App
 from metrics.config import load
 from metrics.errors import Refused
-from metrics.events import BATCH, STRUCTURED, read_events
+from metrics.evaluators.user_metrics import MAX_SERIES
+from metrics.events import BATCH, MAX_BATCH, STRUCTURED, read_events
 from metrics.replies import Response
 from metrics.store import open_store
-from tests.servers_http import attributes, feedback, message
+from tests.servers_http import OwnServer, attributes, feedback, message
 
 MODEL = "ns/iris/default/limits"
 
@@ -87,6 +89,27 @@ def test_the_events_of_a_batch_share_what_its_body_allows(app: App) -> None:
     assert field(batch(app, large, large)) == "truth.data.tftensor.int_val"
 
 
+def test_a_server_pays_for_the_bytes_of_a_batch_only(tmp_path: Path) -> None:
+    """20 kB that claim seventy million numbers take no memory, and no time of the loop."""
+    with OwnServer(tmp_path) as server:
+
+        def peak() -> int:
+            status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in server.pids)
+            return sum(int(part.split()[0]) for part in status.split("VmHWM:")[1:])
+
+        many = [[0.25, 0.75]] * 50
+        warm = server.event(feedback(many, [1] * 50), attributes("1", MODEL))  # imports numpy
+        assert warm.status == 200
+        before = peak()
+        claims = {"truth": splat(999_999), "response": splat(999_999)}
+        events = [{**attributes(str(at), MODEL), "data": claims} for at in range(50)]
+        assert len(json.dumps(events)) < 25_000
+        refused = server.batch(*events)
+        assert (refused.status, refused.json["field"]) == (400, "truth.data.tftensor.int_val")
+        assert peak() - before < 32 << 10
+        assert server.get("/health/liveness").status == 200
+
+
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_what_is_decoded_is_bounded_by_what_was_sent(data: st.DataObject) -> None:
@@ -123,6 +146,28 @@ def test_what_is_decoded_is_bounded_by_what_was_sent(data: st.DataObject) -> Non
     assert numbers <= 2 * len(body)
 
 
+@pytest.mark.parametrize("begin", [b'"data":[', b'"data":[[', b'"ndarray":[ [', b'"data":[1,'])
+@pytest.mark.parametrize("end", [b"]", b"]]", b"] ]", b""])
+def test_no_byte_of_a_body_is_searched_again_and_again(
+    begin: bytes, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many arrays seem to begin in it: large arrays are looked for in one pass."""
+    searched = 0
+    look = large_arrays._Reader._end
+
+    def counted(self: Any, start: int, stop: int) -> int:
+        nonlocal searched
+        found = look(self, start, stop)
+        searched += (found if found >= 0 else min(stop, len(self._body))) - start
+        return found
+
+    monkeypatch.setattr(large_arrays._Reader, "_end", counted)
+    block = begin * (60_000 // len(begin)) + end
+    body = block * ((1 << 20) // len(block))
+    assert large_arrays.load(body) is None
+    assert searched <= 3 * len(body)
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -140,6 +185,23 @@ def test_names_are_held_against_the_cap_on_classes(app: App) -> None:
     assert field(post(app, truth)) == "truth.data.names"
     assert post(app, named(1000), "2").status == 200
     assert len(app.read().constants(MODEL)["names"]) == 1000
+
+
+@pytest.mark.parametrize("half", ["prediction", "truth"])
+def test_names_of_a_half_are_held_against_the_cap_before_the_other_comes(half: str) -> None:
+    """Whoever sends the other half is not refused for them."""
+    app = App(load({"FEEDBACK_JOIN_TTL": "1h"}), open_store("memory:", 60))
+    try:
+        many, few = named(1001)["response"], named(3)["response"]
+        for names, status in ((many, 400), (few, 202)):
+            if half == "truth":
+                answer = post(app, {"truth": names}, "1", requestid="1")
+            else:
+                kind = "io.seldon.serving.inference.response"
+                answer = post(app, names, "1", requestid="1", type=kind)
+            assert answer.status == status, answer
+    finally:
+        app.close()
 
 
 def test_names_of_a_model_are_read_once(app: App) -> None:
@@ -160,6 +222,35 @@ def test_names_of_a_model_are_read_once(app: App) -> None:
         evaluate(parse(feedback("n7", "n8")), app.models.of(MODEL), known)
     assert Names.reads == 1
     _FIXED.clear()
+
+
+# --- series ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["COUNTER", "GAUGE", "TIMER"])
+def test_user_metrics_of_every_kind_are_capped_over_all_events(app: App, kind: str) -> None:
+    """A model has so many series of them, however many events bring them; known ones stay open."""
+
+    def told(names: range) -> Response:
+        metrics = [{"key": f"m{name}", "value": 1, "type": kind} for name in names]
+        return post(app, feedback() | {"truth": {**message([1]), "meta": {"metrics": metrics}}})
+
+    size = MAX_SERIES // 2
+    for begin in (0, size):
+        assert told(range(begin, begin + size)).status == 200
+    assert field(told(range(MAX_SERIES, MAX_SERIES + 1))) == "truth.meta.metrics[0]"
+    assert told(range(MAX_SERIES)).status == 200
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_a_limited_number_of_events(app: App) -> None:
+    """Events of few bytes are refused by their number, before any of them is looked at."""
+    events = b"[" + b",".join([b"{}"] * (MAX_BATCH + 1)) + b"]"
+    refused = app.post_sync({"content-type": BATCH}, events)
+    assert (refused.status, json.loads(refused.body)["field"]) == (413, "data")
+    assert field(app.post_sync({"content-type": BATCH}, events[:-4] + b"]")) == "[0].id"
 
 
 # --- depth ----------------------------------------------------------------------------------------

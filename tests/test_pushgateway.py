@@ -18,7 +18,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from metrics.pushgateway import lasting
 
-from .servers_http import OwnServer, ParliamentServer, Server, environment, free_port, series, until
+from .servers_http import (
+    OwnServer,
+    ParliamentServer,
+    Server,
+    attributes,
+    environment,
+    feedback,
+    free_port,
+    message,
+    series,
+    until,
+)
 
 IRIS = "seldon/iris/default/classifier"
 
@@ -228,12 +239,29 @@ def test_a_broken_setting_is_one_line_at_start(tmp_path: Path, variable: str, te
     assert line.startswith(f"feedback-metrics: {variable}: ")
 
 
+def test_a_tag_called_job_does_not_have_the_push_refused(gateway: Gateway, tmp_path: Path) -> None:
+    """The gateway's label is its own; series that differ in the tag alone stay apart."""
+    with OwnServer(tmp_path, FEEDBACK_PUSHGATEWAY_URL=gateway.address) as server:
+        tagged = [
+            {"key": "clicks", "value": value, "tags": {"job": job, "instance": "i"}}
+            for value, job in enumerate(("a", "b", 'job="c'), 1)
+        ]
+        truth = {**message([1]), "meta": {"metrics": tagged}}
+        about = attributes("1", IRIS)
+        assert server.event({**feedback(), "truth": truth}, about).status == 200
+        assert server.terminate() == 0
+    found = series(gateway.text(), "clicks_total{")
+    assert sorted(found.values()) == [1, 2, 3]
+    assert all('exported_job="' in name for name in found)
+
+
 def test_only_what_lasts_is_pushed() -> None:
     """Samples of models over all time, whatever their labels say."""
     kept = (
         b'feedback_score{deployment_name="a",score="f1",window="all"} 1.0\n'
         b'feedback_rows_total{deployment_name="window=\\"5m\\""} 1.0\n'
         b'mine{deployment_name="a",window="seat"} 1.0\n'
+        b'mine{deployment_name="a,job=\\"b\\"",jobs="job="} 1.0\n'
         b'seldon_metric_true_positive_total{deployment_name="a"} 1.0\n'
     )
     gone = (
@@ -244,3 +272,5 @@ def test_only_what_lasts_is_pushed() -> None:
     )
     help = b"# HELP feedback_score A score.\n# TYPE feedback_score gauge\n"
     assert lasting(help + gone + kept) == help + kept
+    tagged = b'mine{deployment_name="a",job="b"} 1.0\nmine{deployment_name="a",x="",job="c"} 1.0\n'
+    assert lasting(tagged) == tagged.replace(b',job="', b',exported_job="')

@@ -195,6 +195,15 @@ def _fixed(names: Sequence[str]) -> tuple[tuple[str, ...], Mapping[str, str]]:
     return found[1:]
 
 
+def check_names(half: Values, settings: ModelSettings, known: Known) -> None:
+    """Raises Refused where the names of half of feedback are more than the model may have.
+
+    That is known before the other half comes, whose sender could not help it.
+    """
+    if not settings.classes and "names" not in known.constants:
+        _few(half, settings.max_classes)
+
+
 def _few(values: Values, most: int) -> tuple[str, ...]:
     """The names of `values`. Raises Refused for more than a model may have classes."""
     names = values.names or ()

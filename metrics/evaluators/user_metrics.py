@@ -43,6 +43,7 @@ _RESERVED_TAGS = frozenset(
     {
         *("deployment_namespace", "deployment_name", "predictor_name", "model_name"),
         *("le", "quantile"),
+        *("exported_job", "exported_instance"),  # what Prometheus makes of job and instance
     }
 )
 
