@@ -44,12 +44,18 @@ all have: memory and file are equal to the bit. Readers ask `PRAGMA data_version
 log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their order, so
 that the log never has a gap. A process that looks less often than that reads the tables anew.
 
+A file that is deleted or renamed while it is open is written again, whole: SQLite still has all of
+it. Another one that somebody put there is taken as it is, if it is a store; so is what is left of
+one that was truncated. Where commits are missing then, they are lost: this is counted, logged, and
+gives all models a new `created`, so that whoever scrapes their counters sees a reset and no jump.
+
 The journal is a write-ahead log on a local or block file system, and a rollback journal on a
 network file system, where processes cannot share the log's memory; `?journal=` decides otherwise.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sqlite3
@@ -63,9 +69,10 @@ from typing import Any
 
 import orjson
 
-from .counters import Labels, Packed, decode_key, encode_key
+from .counters import Labels, Packed, decode_key, encode_key, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .exact import restored, stored
+from .sqlite_file import Change, Files, abandon, identity, write_again
 from .state import (
     TAG,
     Delta,
@@ -81,6 +88,8 @@ from .state import (
 )
 from .store import Ahead, apply_rest, check_constants, latest, split, unheeded, with_created
 from .windows import ALL_TIME, PANES, Pane
+
+logger = logging.getLogger("metrics.store")
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
 VERSION = 3
@@ -98,6 +107,8 @@ MAX_RECENT = 4096
 """Digests of commits in memory after which it is, too, so that no rate fills the memory."""
 MAX_DROPPED = 500
 """Expired panes that one step of housekeeping drops."""
+CONFIRM_SECONDS = 0.05
+"""How long after a commit the next does not look for the file beforehand."""
 CACHE_KIBIBYTES = 500
 """Of SQLite's own; the kernel's has the rest, and more was measured to gain nothing."""
 STRETCHES = 10
@@ -236,6 +247,18 @@ class SQLiteStore:
         self._swept = 0.0
         self._moved = 0
         self._connection: sqlite3.Connection | None = None
+        self._files: Files | None = None
+        """Those that were opened last."""
+        self._confirmed = 0.0
+        """When, by the monotonic clock, they were seen to be at their paths."""
+        self._doubted = False
+        """Whether the file was truncated, and not checked since."""
+        self._before: State | None = None
+        """What was known before the file was opened, until what it holds was compared with it."""
+        self._fell = False
+        """Whether counters fell, and no new epoch has begun since."""
+        self.losses = 0
+        """How often the file was gone, or lacked commits that this process knew."""
         self._served = False
         try:
             with self._lock, self._guard():
@@ -270,6 +293,7 @@ class SQLiteStore:
                     foreseen = self._mirror.foreseen()
                 ahead(foreseen)
                 _patiently(connection, "COMMIT")
+                self._confirm()
             self._touched.add(delta)
             self._recent.update(dict.fromkeys(digests, sequence))
             self._looked = clock.monotonic()
@@ -329,7 +353,7 @@ class SQLiteStore:
         second's among a million of them where it belongs would write nearly every page.
         """
         with self._lock, self._guard():
-            connection = self._open()
+            connection = self._open(check=True)
             begin, end = self._stretch(now)
             self._fold(connection)
             _patiently(connection, "BEGIN IMMEDIATE")
@@ -380,7 +404,11 @@ class SQLiteStore:
         with self._lock:
             if self._connection is None:
                 return
-            self._try_to_fold(self._connection)
+            try:
+                with self._guard():
+                    self._fold(self._open())
+            except StoreUnavailable:
+                pass  # the log is as durable as the tables
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -395,6 +423,13 @@ class SQLiteStore:
         """Those of `digests` that are in no commit yet."""
         unknown = digests.difference(self._recent)
         return unknown.difference(digest for (digest,) in _select(connection, _SEEN, unknown))
+
+    def _confirm(self) -> None:
+        """Raises StoreUnavailable where a restart would not find what was just committed."""
+        change = self._files.moved() if self._files else None
+        if change is not None:
+            raise StoreUnavailable("moved", f"{change} since it was opened")
+        self._confirmed = clock.monotonic()
 
     def _append(
         self,
@@ -628,10 +663,22 @@ class SQLiteStore:
 
     # --- the file ----------------------------------------------------------------------------
 
-    def _open(self) -> sqlite3.Connection:
-        """The connection, opened and checked where it is not yet."""
-        if self._connection is not None:
-            return self._connection
+    def _open(self, check: bool = False) -> sqlite3.Connection:
+        """The connection to what is at the path, opened and checked where it is not yet."""
+        connection = self._connection
+        if connection is not None and self._files is not None:
+            due = clock.monotonic() - self._confirmed > CONFIRM_SECONDS
+            change = self._files.change() if due or check else None
+            if change is not None:
+                connection = self._leave(connection, change)
+        if connection is None:
+            connection = self._connect()
+        if self._fell:
+            self._begin_anew(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        """A new connection, once the mirror is as what is at the path."""
         directory = os.path.dirname(os.path.abspath(self._path))
         try:
             os.makedirs(directory, exist_ok=True)
@@ -644,12 +691,112 @@ class SQLiteStore:
         )
         try:
             _prepare(connection, self._path, self._journal)
+            if self._doubted:
+                self._check(connection)
+            main = identity(self._path)
+            moved = self._files is not None and self._files.main != main
+            if self._before is None:
+                with self._mirror_lock:
+                    self._before = self._mirror.read()
+            self._data_version = -1
+            self._epoch = -1 if moved else self._epoch
+            self._look(connection)
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            files = Files(self._path, journal == "wal")
+            if files.main != main:
+                raise StoreUnavailable("moved", f"{self._path} was replaced while it was opened")
         except BaseException:
+            self._epoch = -1  # whatever was read of it, all of it is read again
             connection.close()
             raise
+        self._files = files
         self._connection = connection
-        self._look(connection)
+        self._compare(self._before, moved)
+        self._before = None
         return connection
+
+    def _leave(self, connection: sqlite3.Connection, change: Change) -> sqlite3.Connection | None:
+        """Let go of files that are not at their paths any more; the connection to those that are.
+
+        What SQLite still has of a file that is gone is written again. A file that somebody put
+        there is never overwritten: it is taken as it is, and the old one kept until it can be.
+        """
+        if change.what != "truncated":
+            self._checkpoint(connection)  # a file that was renamed is whole then
+        if change.path == self._path and change.what != "truncated":
+            if change.what == "gone":
+                self._write_again(connection)
+            elif self._files is not None:
+                self._files.unlink_beside()
+            try:
+                fresh = self._connect()
+            except sqlite3.Error as error:
+                raise StoreUnavailable(_kind(error), f"{self._path}: {error}") from error
+            connection.close()  # as its file has moved, SQLite deletes nothing at its path
+            return fresh
+        logger.error("%s; the file is opened anew", change)
+        self._doubted = change.what == "truncated"
+        self._connection = None
+        if self._doubted and change.path != self._path:
+            abandon(connection)
+        else:
+            connection.close()
+        return None
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Bring all that the write-ahead log has to the file that is open, if that can be."""
+        try:
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        except sqlite3.Error:
+            return  # its disk may be gone; what is known of it is compared in any case
+        if busy:
+            raise StoreUnavailable("busy", f"{self._path}: its log is in use")
+
+    def _write_again(self, connection: sqlite3.Connection) -> None:
+        try:
+            written = write_again(connection, self._path, random.getrandbits(62))
+        except (sqlite3.Error, OSError) as error:
+            reason = f"{self._path} is gone, and cannot be written again: {error}"
+            raise StoreUnavailable(_kind(error), reason) from error
+        if written:  # no other process was faster
+            self.losses += 1
+            logger.error("%s was deleted or renamed; it is written again, whole", self._path)
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raises StoreUnavailable where a file lacks pages after it or its log was truncated."""
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreUnavailable("corrupt", f"{self._path}: {verdict}; it is left as it is")
+        self._doubted = False
+
+    def _compare(self, before: State, moved: bool) -> None:
+        """Note it where the file that was opened lacks commits that this process knew."""
+        with self._mirror_lock:
+            after = self._mirror.read()
+        if before.models and (
+            after.sequence < before.sequence or (moved and _has_fewer_events(after, before))
+        ):
+            self._fell = True
+            self.losses += 1
+            logger.error(
+                "%s lost commits: it had %d, now it has %d",
+                self._path,
+                before.sequence,
+                after.sequence,
+            )
+
+    def _begin_anew(self, connection: sqlite3.Connection) -> None:
+        """Begin a new epoch, and give all models a new `created`, as their counters fell."""
+        _patiently(connection, "BEGIN IMMEDIATE")
+        self._catch_up(connection)
+        self._fold_rows(connection)
+        created = orjson.dumps(clock.time()).decode()
+        connection.execute("UPDATE constants SET value = ? WHERE name = 'created'", (created,))
+        connection.execute("UPDATE meta SET epoch = ?", (random.getrandbits(62),))
+        _patiently(connection, "COMMIT")
+        self._fell = False
+        self._data_version = -1  # SQLite does not tell a connection of its own commits
+        self._look(connection)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -660,7 +807,7 @@ class SQLiteStore:
             self._roll_back(reopen=not isinstance(error, sqlite3.OperationalError))
             raise StoreUnavailable(_kind(error), f"{self._path}: {error}") from error
         except StoreUnusable as error:
-            self._roll_back(reopen=True)
+            self._roll_back(reopen=False)
             if not self._served:
                 raise
             raise StoreUnavailable("foreign", str(error)) from error
@@ -669,6 +816,7 @@ class SQLiteStore:
             raise
 
     def _roll_back(self, reopen: bool) -> None:
+        self._confirmed = 0.0
         connection = self._connection
         if connection is None:
             return
@@ -691,6 +839,15 @@ class SQLiteStore:
         begin = max(self._swept, place - max(0.01, 2 / period), 0.0)
         self._swept = place if place < 1 else 0.0
         return _digest_at(begin), _digest_at(place)
+
+
+def _has_fewer_events(after: State, before: State) -> bool:
+    """Whether any model of `before` has fewer events in `after`."""
+    return any(
+        model not in after.models
+        or value(after.models[model].all_time, "events") < value(state.all_time, "events")
+        for model, state in before.models.items()
+    )
 
 
 def _select(

@@ -32,6 +32,9 @@ def unheeded(_: State) -> None:
 class Store(Protocol):
     """Where counters are durable. Two processes may hold the same store open at once."""
 
+    losses: int
+    """How often this process found commits lost, or where they were kept gone."""
+
     def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically and durably add what is new of `batch`; tells which entries were new.
 
@@ -122,6 +125,7 @@ class MemoryStore:
         self._seen: dict[bytes, float] = {}
         self._records: dict[RecordKey, bytes] = {}
         self._held = 0
+        self.losses = 0
 
     def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically add what is new of `batch`; durable for as long as the process lives."""
