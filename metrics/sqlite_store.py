@@ -30,6 +30,9 @@ Format, version 3 (PRAGMA user_version; application_id marks the file as ours):
                                          all time
     young(digest, time)                  digests of folded commits; a stretch of them at a time goes
     seen(digest, time)                   to where the others are, so that many go to one page
+    sweep(digest, time, moved)           one row. digest: up to where the purge of digests has come;
+                                         time: until when, epoch seconds, it has done what is due;
+                                         moved: the last stretch that went from `young` to `seen`
     records(id, home, body)              what is remembered of a request until its truth, or its
                                          prediction, comes; rows in the order of their writing
     held(bytes)                          one row: bytes of all records
@@ -65,6 +68,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 import orjson
@@ -86,8 +90,17 @@ from .state import (
     Swap,
     total,
 )
-from .store import Ahead, apply_rest, check_constants, latest, split, unheeded, with_created
-from .windows import ALL_TIME, PANES, Pane
+from .store import (
+    PANES_AT_ONCE,
+    Ahead,
+    apply_rest,
+    check_constants,
+    latest,
+    split,
+    unheeded,
+    with_created,
+)
+from .windows import ALL_TIME, Pane
 
 logger = logging.getLogger("metrics.store")
 
@@ -99,14 +112,21 @@ BUSY_TRY_SECONDS = 0.02
 """How long SQLite itself waits: its pauses grow, so that whoever waits long would wait longer."""
 CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other processes' commits."""
+HOUSEKEEPING_SECONDS = 1.0
+"""How often the log is folded while other housekeeping goes on."""
 RETAIN_SECONDS = 5
 """How long a folded commit stays in the log for others to read."""
 MAX_LOG = 2000
 """Commits after which the log is folded even if nobody keeps house."""
 MAX_RECENT = 4096
 """Digests of commits in memory after which it is, too, so that no rate fills the memory."""
-MAX_DROPPED = 500
-"""Expired panes that one step of housekeeping drops."""
+SLICE_SECONDS = (0.005, 0.05)
+"""How long a step of housekeeping may drop expired panes, at least and at most; in between, half as
+long as was left for commits since the last, so that it keeps up however many there are."""
+SWEEP_DIGESTS = 2000
+"""Digests that one step of housekeeping looks at, in each table."""
+SWEEP_SHARE = 0.01
+"""Of all digests, what is due at least before a step is made."""
 CONFIRM_SECONDS = 0.05
 """How long after a commit the next does not look for the file beforehand."""
 CACHE_KIBIBYTES = 500
@@ -116,9 +136,6 @@ STRETCHES = 10
 SWEEPS = 8
 """Passes of the purge over all digests within one time to live."""
 
-_EXPIRY = f"(start + {PANES + 2}) * width"
-"""When `windows.expired` becomes true of a pane; an index, for the file has all models' panes."""
-
 _SCHEMA = f"""
 CREATE TABLE meta(epoch INTEGER NOT NULL, folded INTEGER NOT NULL, pruned INTEGER NOT NULL,
   seen INTEGER NOT NULL);
@@ -126,7 +143,6 @@ CREATE TABLE log(sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, digests BL
   delta TEXT NOT NULL);
 CREATE TABLE panes(id INTEGER PRIMARY KEY, model TEXT NOT NULL, width INTEGER NOT NULL,
   start INTEGER NOT NULL, segment TEXT NOT NULL, UNIQUE(model, width, start, segment));
-CREATE INDEX expiry ON panes({_EXPIRY}) WHERE width > 0;
 CREATE TABLE counters(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
 CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, time REAL NOT NULL,
@@ -151,8 +167,12 @@ PRAGMA user_version = 2;
 
 _SINCE_2 = f"""
 ALTER TABLE log RENAME TO commits;
+DROP INDEX IF EXISTS expiry;
+CREATE TABLE IF NOT EXISTS sweep(digest BLOB NOT NULL, time REAL NOT NULL, moved INTEGER NOT NULL);
+INSERT INTO sweep SELECT x'', 0, 0 WHERE NOT EXISTS (SELECT * FROM sweep);
 PRAGMA user_version = {VERSION};
 """
+"""What makes a file of version 3 of one of version 2."""
 
 _META = """
 SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM commits), folded)
@@ -172,6 +192,14 @@ SELECT substr(?1, 16 * value + 1, 16), ?2 FROM json_each(?3)"""
 
 _MOVE = """
 INSERT OR IGNORE INTO seen SELECT digest, time FROM young WHERE digest >= ? AND digest < ?"""
+
+_PANE = "SELECT id FROM panes WHERE model = ? AND width = ? AND start = ? AND segment = ?"
+
+_DELETE_PANE = (
+    "DELETE FROM counters WHERE pane = ?",
+    "DELETE FROM arrays WHERE pane = ?",
+    "DELETE FROM panes WHERE id = ?",
+)
 
 _SET = """
 INSERT INTO counters(pane, key, value) VALUES (?, ?, ?)
@@ -244,8 +272,11 @@ class SQLiteStore:
         self._seen = 0
         self._data_version = -1
         self._looked = 0.0
-        self._swept = 0.0
-        self._moved = 0
+        self._housekept = -inf
+        """When, by the monotonic clock, the last step of housekeeping ended."""
+        self._folded_at = -inf
+        self._more = False
+        """Whether that step left something to be done."""
         self._connection: sqlite3.Connection | None = None
         self._files: Files | None = None
         """Those that were opened last."""
@@ -344,31 +375,25 @@ class SQLiteStore:
             (held,) = self._open().execute("SELECT bytes FROM held").fetchone()
             return int(held)
 
-    def housekeep(self, now: float) -> None:
-        """Fold the log, and forget expired panes and, in a small stretch, digests past their time.
+    def housekeep(self, now: float) -> bool:
+        """Fold the log, and forget, in a small step, expired panes and digests past their time.
 
-        The stretch follows the clock over the space of digests, so that within an eighth of the
-        time to live every digest was looked at, and no step is large. In other stretches young
-        digests go to the others: these are in the order of their hashes, and to put each of a
-        second's among a million of them where it belongs would write nearly every page.
+        Within an eighth of the time to live every digest is looked at. How far that has come is
+        in the file, so it goes on where another process stopped, and catches up after a pause.
         """
         with self._lock, self._guard():
+            began = clock.monotonic()
             connection = self._open(check=True)
-            begin, end = self._stretch(now)
-            self._fold(connection)
+            if not self._more or began - self._folded_at > HOUSEKEEPING_SECONDS:
+                self._fold(connection)
+                self._folded_at = began
             _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
-            purged = sum(
-                connection.execute(
-                    f"DELETE FROM {table} WHERE digest >= ? AND digest < ? AND time < ?",
-                    (begin, end, int(now - self._ttl)),
-                ).rowcount
-                for table in ("young", "seen")
-            )
-            self._move(connection)
-            if purged:
-                connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
-            delta, sequence = self._drop(connection, now), self._mirror.sequence + 1
+            purged, behind = self._sweep(connection, now)
+            if not self._more:
+                self._move(connection)
+            delta, left = self._drop(connection, now)
+            sequence = self._mirror.sequence + 1
             if delta.dropped:
                 self._append(connection, sequence, now, b"", delta)
             _patiently(connection, "COMMIT")
@@ -376,6 +401,9 @@ class SQLiteStore:
             if delta.dropped:
                 with self._mirror_lock:
                     self._apply(sequence, b"", delta)
+            self._more = behind or left
+            self._housekept = clock.monotonic()
+            return self._more
 
     def seen(self) -> int:
         """How many digests are remembered, as far as this process knows."""
@@ -443,25 +471,80 @@ class SQLiteStore:
         row = (sequence, int(now), digests, _encode(delta))
         connection.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", row)
 
+    def _sweep(self, connection: sqlite3.Connection, now: float) -> tuple[int, bool]:
+        """Delete digests past their time in the next stretch; how many, and whether more is due."""
+        if not self._seen:
+            return 0, False
+        digest, time = connection.execute("SELECT digest, time FROM sweep").fetchone()
+        period = max(1.0, self._ttl / SWEEPS)
+        due = min((now - time) / period, 1.0)  # passes
+        if 0 <= due < SWEEP_SHARE:
+            return 0, False
+        due = max(due, 0.0)  # a clock was ahead
+        place = _place_of(digest)
+        ends = [_digest_at(place + due)]
+        for table in ("young", "seen"):
+            ends += (
+                connection.execute(
+                    f"SELECT digest FROM {table} WHERE digest >= ? ORDER BY digest "
+                    f"LIMIT 1 OFFSET {SWEEP_DIGESTS}",
+                    (digest,),
+                ).fetchone()
+                or ()
+            )
+        end = max(digest, min(ends))
+        purged = sum(
+            connection.execute(
+                f"DELETE FROM {table} WHERE digest >= ? AND digest < ? AND time < ?",
+                (digest, end, int(now - self._ttl)),
+            ).rowcount
+            for table in ("young", "seen")
+        )
+        left = max(0.0, due - (_place_of(end) - place))
+        connection.execute(
+            "UPDATE sweep SET digest = ?, time = ?",
+            (end if end < _END else b"", now - left * period),
+        )
+        if purged:
+            connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
+        return purged, left >= SWEEP_SHARE
+
     def _move(self, connection: sqlite3.Connection) -> None:
-        """Bring the next stretch of young digests to the others."""
-        self._moved = (self._moved + 1) % STRETCHES
-        stretch = [_digest_at((self._moved + end) / STRETCHES) for end in (0, 1)]
+        """Bring the next stretch of young digests to the others.
+
+        These are in the order of their hashes, and to put each of a second's among a million of
+        them where it belongs would write nearly every page.
+        """
+        if connection.execute("SELECT 1 FROM young LIMIT 1").fetchone() is None:
+            return
+        (moved,) = connection.execute("SELECT moved FROM sweep").fetchone()
+        moved = (moved + 1) % STRETCHES
+        stretch = [_digest_at((moved + end) / STRETCHES) for end in (0, 1)]
         if connection.execute(_MOVE, stretch).rowcount:
             connection.execute("DELETE FROM young WHERE digest >= ? AND digest < ?", stretch)
+        connection.execute("UPDATE sweep SET moved = ?", (moved,))
 
-    def _drop(self, connection: sqlite3.Connection, now: float) -> Delta:
-        """Delete some panes that no window reaches; every process drops them at this commit."""
-        old = connection.execute(
-            "SELECT id, model, width, start, segment FROM panes "
-            f"WHERE width > 0 AND {_EXPIRY} <= ? LIMIT {MAX_DROPPED}",
-            (now,),
-        ).fetchall()
-        for table, column in (("counters", "pane"), ("arrays", "pane"), ("panes", "id")):
-            connection.executemany(
-                f"DELETE FROM {table} WHERE {column} = ?", [(id,) for id, *_ in old]
-            )
-        return Delta(dropped=[(model, Pane(*pane)) for _, model, *pane in old])
+    def _drop(self, connection: sqlite3.Connection, now: float) -> tuple[Delta, bool]:
+        """Delete panes that no window reaches, for a while, and tell whether some are left.
+
+        Every process drops them at this commit.
+        """
+        began = clock.monotonic()
+        least, most = SLICE_SECONDS
+        end = began + min(max(least, (began - self._housekept) / 2), most)
+        old = self._mirror.expired(now, PANES_AT_ONCE)
+        dropped: list[tuple[str, Pane]] = []
+        for model, pane in old:
+            home = (model, pane.width, pane.index, pane.segment)
+            found = connection.execute(_PANE, home).fetchone()
+            if found is not None:  # else it is in the log only
+                for statement in _DELETE_PANE:
+                    connection.execute(statement, found)
+            dropped.append((model, pane))
+            if clock.monotonic() > end:
+                break
+        left = len(dropped) < len(old) or len(old) == PANES_AT_ONCE
+        return Delta(dropped=dropped), left
 
     def _apply(self, sequence: int, digests: bytes, delta: Delta) -> None:
         """Take in one commit that is in the log; in every process in its order."""
@@ -655,10 +738,7 @@ class SQLiteStore:
         connection.execute(
             "INSERT OR IGNORE INTO panes(model, width, start, segment) VALUES (?, ?, ?, ?)", home
         )
-        (id,) = connection.execute(
-            "SELECT id FROM panes WHERE model = ? AND width = ? AND start = ? AND segment = ?",
-            home,
-        ).fetchone()
+        (id,) = connection.execute(_PANE, home).fetchone()
         return int(id)
 
     # --- the file ----------------------------------------------------------------------------
@@ -830,16 +910,6 @@ class SQLiteStore:
             self._connection = None
             self._data_version = -1
 
-    def _stretch(self, now: float) -> tuple[bytes, bytes]:
-        """The digests to sweep since the last call: a hundredth, or two seconds' share of all."""
-        period = max(1.0, self._ttl / SWEEPS)
-        place = (now % period) / period
-        if place < self._swept:
-            place = 1.0  # a pass ends; the next call begins one
-        begin = max(self._swept, place - max(0.01, 2 / period), 0.0)
-        self._swept = place if place < 1 else 0.0
-        return _digest_at(begin), _digest_at(place)
-
 
 def _has_fewer_events(after: State, before: State) -> bool:
     """Whether any model of `before` has fewer events in `after`."""
@@ -883,7 +953,16 @@ def _swap(connection: sqlite3.Connection, swaps: Collection[Swap]) -> None:
 
 def _digest_at(place: float) -> bytes:
     """The digest at a place in 0 to 1 of all digests."""
-    return int(place * (1 << 64)).to_bytes(9, "big")[1:] + bytes(8) if place < 1 else b"\xff" * 17
+    return int(place * (1 << 64)).to_bytes(9, "big")[1:] + bytes(8) if place < 1 else _END
+
+
+def _place_of(digest: bytes) -> float:
+    """The place in 0 to 1 of a digest among all."""
+    return int.from_bytes(digest[:8].ljust(8, b"\0"), "big") / (1 << 64) if digest < _END else 1.0
+
+
+_END = b"\xff" * 17
+"""After all digests."""
 
 
 def _encode(delta: Delta) -> str:

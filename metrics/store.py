@@ -17,8 +17,8 @@ from .state import TAG, Delta, Entry, Mirror, RecordKey, State, total
 
 JOURNALS = ("auto", "wal", "truncate", "delete")
 """What `?journal=` of a SQLite URL may say."""
-MODELS_IN_TURN = 20
-"""Models that one `housekeep` looks at; the next call takes the next."""
+PANES_AT_ONCE = 1000
+"""Expired panes that one step of housekeeping forgets, at most."""
 
 
 Ahead = Callable[[State], None]
@@ -65,8 +65,11 @@ class Store(Protocol):
     def held(self) -> int:
         """Bytes of all records, about."""
 
-    def housekeep(self, now: float) -> None:
-        """Forget, in a small step, panes that no window reaches and digests past their time."""
+    def housekeep(self, now: float) -> bool:
+        """Forget, in a small step, panes that no window reaches and digests past their time.
+
+        True where more is due at once: then it is to be called again before long.
+        """
 
     def seen(self) -> int:
         """How many digests are remembered, about."""
@@ -171,16 +174,17 @@ class MemoryStore:
         """Bytes of all records."""
         return self._held
 
-    def housekeep(self, now: float) -> None:
+    def housekeep(self, now: float) -> bool:
         """Forget expired panes, and up to 1000 digests past their time."""
         with self._lock:
-            self._mirror.expire(now, self._mirror.in_turn(MODELS_IN_TURN))
+            more = self._mirror.expire(now, PANES_AT_ONCE) == PANES_AT_ONCE
             for digest, time in list(islice(self._seen.items(), 1000)):  # the oldest come first
                 if now - self._ttl < time <= now:
-                    break
+                    return more
                 del self._seen[digest]
                 if time > now:  # the clock was set back
                     self._seen[digest] = now
+            return more or len(self._seen) > 0
 
     def seen(self) -> int:
         """How many digests are remembered."""
