@@ -14,6 +14,7 @@ from typing import Protocol
 
 from .errors import ConfigurationError, ConstantsDiffer
 from .state import TAG, Delta, Entry, Mirror, RecordKey, State, total
+from .urls import redacted
 
 JOURNALS = ("auto", "wal", "truncate", "delete")
 """What `?journal=` of a SQLite URL may say."""
@@ -231,8 +232,8 @@ def open_store(url: str, dedup_ttl: int, durability: str = "none") -> Store:
         journal = query.removeprefix("journal=") or "auto"
         if not path.startswith("///") or len(path) < 4 or journal not in JOURNALS:
             raise ConfigurationError(
-                f"FEEDBACK_STORE: {url!r}: use sqlite:///relative/path or sqlite:////absolute/path"
-                f", perhaps with ?journal={'|'.join(JOURNALS)}"
+                f"FEEDBACK_STORE: {redacted(url)}: use sqlite:///relative/path or "
+                f"sqlite:////absolute/path, perhaps with ?journal={'|'.join(JOURNALS)}"
             )
         return SQLiteStore(path[3:], dedup_ttl, journal)
     if scheme in ("redis", "rediss"):
@@ -240,5 +241,5 @@ def open_store(url: str, dedup_ttl: int, durability: str = "none") -> Store:
 
         return RedisStore(url, dedup_ttl, durability)
     raise ConfigurationError(
-        f"FEEDBACK_STORE: {scheme!r} is no store (sqlite:///…, redis://…, rediss://…, memory:)"
+        f"FEEDBACK_STORE: {redacted(url)} is no store (sqlite:///…, redis://…, rediss://…, memory:)"
     )

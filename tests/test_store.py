@@ -918,6 +918,40 @@ def test_nonsense_url(url: str) -> None:
         open_store(url, TTL)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:S3C/RET@cache:6379/0",
+        "redis://user:12/S3CRET@cache:6379/0",
+        "redis://user:12?S3C=RET@cache",
+        "redis://user:12#S3CRET@cache",
+        "redis://:[S3CRET@cache",
+        "redis://user:S3CRET@cache:port",
+        "redis://user:S3CRET@cache/database",
+        "redis://user:S3CRET@cache?nonsense=S3CRET",
+        "redis://user:S3CRET@cache?socket_timeout=S3CRET",
+        "redis://user:S3CRET@",
+        "redis://:S3CRET",
+        "redis://user:S3CRET@caché\udc80",
+        "rediss://user:S3CRET@cache?protocol=3",
+        "sqlite://user:S3CRET@cache/file",
+        "sqlite:S3CRET",
+        "sqlite:///file?password=S3CRET",
+        "S3CRET",
+        "user:S3CRET@cache",
+        "postgres://user:S3CRET@cache",
+    ],
+)
+def test_no_secret_in_what_is_told_of_a_nonsense_url(url: str) -> None:
+    """Neither in the message nor in what a traceback would show."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(url, TTL)
+    assert str(caught.value).startswith("FEEDBACK_STORE: ")
+    assert not [part for part in ("S3C", "CRET") if part in str(caught.value)]
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
 def test_merge_is_what_stores_do(backend: Backend) -> None:
     """A store's counters are the merge of the increments it took."""
     store = backend.open()
