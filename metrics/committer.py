@@ -25,6 +25,8 @@ MAX_BATCH = 1024
 """Entries of one transaction, about: a request is never divided."""
 PROBE_SECONDS = 1.0
 """How often a store that failed is tried again while no request tries it."""
+MORE_SECONDS = 0.002
+"""How long the thread rests between two steps of housekeeping where more is due."""
 HOUSEKEEPING_SECONDS = 1.0
 """How often panes and digests past their time are looked for."""
 FLUSH_SECONDS = 0.1
@@ -97,6 +99,8 @@ class Committer:
         self._pending_digests: set[bytes] = set()
         self._attempts = FLUSH_ATTEMPTS
         self._housekept = 0.0
+        self._more = False
+        """Whether the store has more housekeeping to do at once."""
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._probe()
         self._thread.start()
@@ -201,7 +205,8 @@ class Committer:
                     until = self._pause if self._healthy else PROBE_SECONDS
                     self._wake.wait(min(until, self._pause))
             elif not (self._queue and self._ready) and not self._closing:
-                self._wake.wait(PROBE_SECONDS if not self._healthy else HOUSEKEEPING_SECONDS)
+                more = MORE_SECONDS if self._more else HOUSEKEEPING_SECONDS
+                self._wake.wait(more if self._healthy else PROBE_SECONDS)
             if not self._queue:
                 return None if self._closing else []
             batch: list[Work] = []
@@ -353,15 +358,20 @@ class Committer:
         self._healthy = True
 
     def _housekeep(self) -> None:
-        if clock.monotonic() - self._housekept < HOUSEKEEPING_SECONDS or not self._healthy:
+        due = clock.monotonic() - self._housekept >= HOUSEKEEPING_SECONDS
+        if not self._healthy or not (due or self._more):
             return
-        self._housekept = clock.monotonic()
-        if self._tick is not None:
-            self._aside(self._tick)
+        if due:
+            self._housekept = clock.monotonic()
+            if self._tick is not None:
+                self._aside(self._tick)
+        self._more = False
         try:
             now = self._now()
-            self._store.housekeep(now)
-            if self._lapsed is not None:
+            self._more = self._store.housekeep(now)
+            while self._more and self._pause and not (self._closing or self._waiting > MAX_BATCH):
+                self._more = self._store.housekeep(now)  # nobody waits for the next flush
+            if due and self._lapsed is not None:
                 entries = self._lapsed(now)
                 if entries:
                     self._store.commit(entries, now)

@@ -504,9 +504,9 @@ def _add_server(families: _Families, app: App) -> None:
             )
     families.counter(
         "feedback_store_losses",
-        "Times the store was found to have lost commits.",
+        "Times the store was found to have lost commits, or its file to be gone.",
         {},
-        getattr(app.store, "losses", 0),
+        app.store.losses,
         stats.started,
     )
     families.counter(

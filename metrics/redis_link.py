@@ -8,6 +8,7 @@ a server says it did not execute: an unknown script, a slot that is elsewhere.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from redis.connection import ConnectionPool
 from redis.retry import Retry
 
 from .errors import ConfigurationError, StoreUnavailable, StoreUnusable
+from .urls import redacted
+
+logger = logging.getLogger("metrics.store")
 
 SOCKET_SECONDS = 5.0
 """How long a server may take to answer, besides what the durability setting has it wait."""
@@ -180,6 +184,7 @@ class Link:
         self._mode = ""
         self._lost_map = False
         self._histories: dict[str, str] = {}
+        self._policies: dict[str, bytes] = {}
         self._doubts: set[str] = set()
 
     def in_cluster(self) -> bool:
@@ -284,6 +289,21 @@ class Link:
         if self._histories.get(name) != history:
             self._histories[name] = history
             self._doubts.add(name)
+            self._warn_of_eviction(connection, name)
+
+    def _warn_of_eviction(self, connection: Any, name: str) -> None:
+        """Warn of a server that evicts keys, once, if it tells."""
+        memory = _ask(connection, "INFO", "memory") or b""
+        _, _, rest = memory.partition(b"maxmemory_policy:")
+        policy = rest.split(b"\r\n", 1)[0]
+        if policy not in (b"", b"noeviction", self._policies.get(name)):
+            logger.warning(
+                "Redis at %s has maxmemory-policy %s: when its memory is full it forgets events "
+                "that were acknowledged; set noeviction",
+                name,
+                policy.decode(errors="replace"),
+            )
+        self._policies[name] = policy
 
     def _round(
         self, tries: Iterable[_Try], promise: Promise, meanwhile: Callable[[], None]
@@ -345,23 +365,31 @@ def _pool(
 
     Raises ConfigurationError for a URL that makes no sense; no message shows its password.
     """
+    shown = f"FEEDBACK_STORE: {redacted(url)}"
     try:
         parts = urlsplit(url)
         database = parts.path.strip("/")
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ValueError("use redis://[[user]:password@]host[:port][/database], or rediss://")
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise ConfigurationError(f"{shown}: write / ? # of a password as %2F %3F %23")
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.port == 0:
+            raise ValueError
         if database and not (database.isascii() and database.isdigit()):
-            raise ValueError(f"{database!r} is no number of a database")
+            raise ConfigurationError(f"{shown}: its path is no number of a database")
         parts.hostname.encode("idna")
         pool: Any = ConnectionPool.from_url(url, redis_connect_func=on_connect, **options)
         settings = pool.connection_kwargs
         if settings["protocol"] != 2 or settings.get("decode_responses"):
-            raise ValueError("protocol and decode_responses cannot be chosen")
+            raise ConfigurationError(f"{shown}: protocol and decode_responses cannot be chosen")
         if settings["socket_timeout"] <= promise.seconds:
-            raise ValueError("socket_timeout must be longer than FEEDBACK_REDIS_DURABILITY's MS")
+            raise ConfigurationError(
+                f"{shown}: socket_timeout must be longer than FEEDBACK_REDIS_DURABILITY's MS"
+            )
         pool.make_connection()  # made, not opened: an option that does not exist shows here
-    except (ValueError, TypeError, exceptions.RedisError) as error:
-        raise ConfigurationError(f"FEEDBACK_STORE: {error}") from None
+    except (ValueError, TypeError, exceptions.RedisError):  # their texts may show a password
+        raise ConfigurationError(
+            f"{shown}: use redis://[[user]:password@]host[:port][/database], or rediss://, "
+            "perhaps with ?option=value of redis-py"
+        ) from None
     return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}/{database}", pool
 
 

@@ -67,7 +67,7 @@ from .exact import restored, stored
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
 from .store import (
-    MODELS_IN_TURN,
+    PANES_AT_ONCE,
     Ahead,
     apply_rest,
     check_constants,
@@ -90,7 +90,9 @@ LOAD_PANES = 64
 LOAD_MODELS = 50
 """Models asked for in one round trip."""
 SWEEP_DIGESTS = 5000
-"""Digests of a model that it forgets at most."""
+"""Digests of a home that one step of housekeeping forgets at most."""
+HOMES_IN_TURN = 20
+"""Homes whose digests one step of housekeeping looks at; the next step takes the next."""
 
 CHANGES = "fdmt:changes"
 MODELS = "fdmt:models"
@@ -159,6 +161,7 @@ class RedisStore:
         self._birth: bytes = b""
         self._change = 0
         self._seen = 0
+        self._turn = secrets.randbelow(1 << 32)
         self._next_look = 0.0
         self._next_count = 0.0
         self._checked = False
@@ -251,23 +254,35 @@ class RedisStore:
             replies = self._link.exchange([Call(name, ("GET", name)) for name in names])
             return sum(int(reply or 0) for reply in replies)
 
-    def housekeep(self, now: float) -> None:
-        """Forget expired panes, and digests past their time, of the next few models."""
+    def housekeep(self, now: float) -> bool:
+        """Forget some expired panes, and digests past their time of the next few homes."""
         with self._lock, self._serving():
+            old: dict[str, list[Pane]] = {}
             with self._mirror_lock:
-                turn = self._mirror.in_turn(MODELS_IN_TURN)
-                panes = [self._mirror.expired(model, now) for model in turn]
-            if turn:
-                self._link.exchange(
-                    [self._sweep(*each, now) for each in zip(turn, panes, strict=True)]
-                )
+                for model, pane in self._mirror.expired(now, PANES_AT_ONCE):
+                    old.setdefault(model, []).append(pane)
+            homes = self._next_homes()
+            calls = [self._sweep(home, now) for home in homes]
+            calls += [_drop(model, panes) for model, panes in old.items()]
+            gone = self._link.exchange(calls) if calls else []
             with self._mirror_lock:
-                self._mirror.expire(now, turn)
+                for model, panes in old.items():
+                    for pane in panes:
+                        self._mirror.drop(model, pane)
+            return (
+                sum(map(len, old.values())) == PANES_AT_ONCE
+                or max(gone[: len(homes)], default=0) == SWEEP_DIGESTS
+            )
 
-    def _sweep(self, model: str, panes: Iterable[Pane], now: float) -> Call:
-        names = [_name(pane) for pane in panes]
-        keys = [_shared(model, "seen"), *_keys(model, "panes", *(f"pane:{name}" for name in names))]
-        return run(SWEEP, keys, repr(now - self._ttl), SWEEP_DIGESTS, *names)
+    def _next_homes(self) -> list[str]:
+        """The homes whose turn it is; a process that lives for seconds begins with any."""
+        homes = sorted(self._homes())
+        begin = self._turn % max(1, len(homes))
+        self._turn = begin + HOMES_IN_TURN
+        return (homes + homes)[begin : begin + min(HOMES_IN_TURN, len(homes))]
+
+    def _sweep(self, home: str, now: float) -> Call:
+        return run(SWEEP, [_shared(home, "seen")] * 2, repr(now - self._ttl), SWEEP_DIGESTS)
 
     def seen(self) -> int:
         """How many digests are remembered; counts them in a hundredth of the time at most."""
@@ -683,6 +698,13 @@ class RedisStore:
     def _every(self, kind: str) -> list[str]:
         """That key of every known model."""
         return [key for model in self._known for key in _keys(model, kind)]
+
+
+def _drop(model: str, panes: Iterable[Pane]) -> Call:
+    """The call that forgets panes of a model."""
+    names = [_name(pane) for pane in panes]
+    keys = [_shared(model, "seen"), *_keys(model, "panes", *(f"pane:{name}" for name in names))]
+    return run(SWEEP, keys, "-inf", 0, *names)
 
 
 def _shares(batch: Sequence[Entry]) -> list[Share]:

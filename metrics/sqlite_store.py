@@ -30,6 +30,9 @@ Format, version 3 (PRAGMA user_version; application_id marks the file as ours):
                                          all time
     young(digest, time)                  digests of folded commits; a stretch of them at a time goes
     seen(digest, time)                   to where the others are, so that many go to one page
+    sweep(digest, time, moved)           one row. digest: up to where the purge of digests has come;
+                                         time: until when, epoch seconds, it has done what is due;
+                                         moved: the last stretch that went from `young` to `seen`
     records(id, home, body)              what is remembered of a request until its truth, or its
                                          prediction, comes; rows in the order of their writing
     held(bytes)                          one row: bytes of all records
@@ -44,12 +47,18 @@ all have: memory and file are equal to the bit. Readers ask `PRAGMA data_version
 log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their order, so
 that the log never has a gap. A process that looks less often than that reads the tables anew.
 
+A file that is deleted or renamed while it is open is written again, whole: SQLite still has all of
+it. Another one that somebody put there is taken as it is, if it is a store; so is what is left of
+one that was truncated. Where commits are missing then, they are lost: this is counted, logged, and
+gives all models a new `created`, so that whoever scrapes their counters sees a reset and no jump.
+
 The journal is a write-ahead log on a local or block file system, and a rollback journal on a
 network file system, where processes cannot share the log's memory; `?journal=` decides otherwise.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sqlite3
@@ -59,13 +68,15 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 import orjson
 
-from .counters import Labels, Packed, decode_key, encode_key
+from .counters import Labels, Packed, decode_key, encode_key, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .exact import restored, stored
+from .sqlite_file import Change, Files, abandon, identity, write_again
 from .state import (
     TAG,
     Delta,
@@ -79,8 +90,19 @@ from .state import (
     Swap,
     total,
 )
-from .store import Ahead, apply_rest, check_constants, latest, split, unheeded, with_created
-from .windows import ALL_TIME, PANES, Pane
+from .store import (
+    PANES_AT_ONCE,
+    Ahead,
+    apply_rest,
+    check_constants,
+    latest,
+    split,
+    unheeded,
+    with_created,
+)
+from .windows import ALL_TIME, Pane
+
+logger = logging.getLogger("metrics.store")
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
 VERSION = 3
@@ -90,6 +112,8 @@ BUSY_TRY_SECONDS = 0.02
 """How long SQLite itself waits: its pauses grow, so that whoever waits long would wait longer."""
 CATCH_UP_SECONDS = 0.5
 """How old a reader's view may be before it looks for other processes' commits."""
+HOUSEKEEPING_SECONDS = 1.0
+"""How often the log is folded while other housekeeping goes on."""
 RETAIN_SECONDS = 5
 """How long a folded commit stays in the log for others to read."""
 HASTE_SECONDS = 1.0
@@ -98,17 +122,21 @@ MAX_LOG = 2000
 """Commits after which the log is folded even if nobody keeps house."""
 MAX_RECENT = 4096
 """Digests of commits in memory after which it is, too, so that no rate fills the memory."""
-MAX_DROPPED = 500
-"""Expired panes that one step of housekeeping drops."""
+SLICE_SECONDS = (0.005, 0.05)
+"""How long a step of housekeeping may drop expired panes, at least and at most; in between, half as
+long as was left for commits since the last, so that it keeps up however many there are."""
+SWEEP_DIGESTS = 2000
+"""Digests that one step of housekeeping looks at, in each table."""
+SWEEP_SHARE = 0.01
+"""Of all digests, what is due at least before a step is made."""
+CONFIRM_SECONDS = 0.05
+"""How long after a commit the next does not look for the file beforehand."""
 CACHE_KIBIBYTES = 500
 """Of SQLite's own; the kernel's has the rest, and more was measured to gain nothing."""
 STRETCHES = 10
 """Folds after which a digest is in the table of all."""
 SWEEPS = 8
 """Passes of the purge over all digests within one time to live."""
-
-_EXPIRY = f"(start + {PANES + 2}) * width"
-"""When `windows.expired` becomes true of a pane; an index, for the file has all models' panes."""
 
 _SCHEMA = f"""
 CREATE TABLE meta(epoch INTEGER NOT NULL, folded INTEGER NOT NULL, pruned INTEGER NOT NULL,
@@ -117,7 +145,6 @@ CREATE TABLE log(sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, digests BL
   delta TEXT NOT NULL);
 CREATE TABLE panes(id INTEGER PRIMARY KEY, model TEXT NOT NULL, width INTEGER NOT NULL,
   start INTEGER NOT NULL, segment TEXT NOT NULL, UNIQUE(model, width, start, segment));
-CREATE INDEX expiry ON panes({_EXPIRY}) WHERE width > 0;
 CREATE TABLE counters(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL,
   PRIMARY KEY(pane, key)) WITHOUT ROWID;
 CREATE TABLE gauges(pane INTEGER NOT NULL, key TEXT NOT NULL, value NOT NULL, time REAL NOT NULL,
@@ -142,8 +169,12 @@ PRAGMA user_version = 2;
 
 _SINCE_2 = f"""
 ALTER TABLE log RENAME TO commits;
+DROP INDEX IF EXISTS expiry;
+CREATE TABLE IF NOT EXISTS sweep(digest BLOB NOT NULL, time REAL NOT NULL, moved INTEGER NOT NULL);
+INSERT INTO sweep SELECT x'', 0, 0 WHERE NOT EXISTS (SELECT * FROM sweep);
 PRAGMA user_version = {VERSION};
 """
+"""What makes a file of version 3 of one of version 2."""
 
 _META = """
 SELECT epoch, folded, pruned, seen, coalesce((SELECT max(sequence) FROM commits), folded)
@@ -163,6 +194,14 @@ SELECT substr(?1, 16 * value + 1, 16), ?2 FROM json_each(?3)"""
 
 _MOVE = """
 INSERT OR IGNORE INTO seen SELECT digest, time FROM young WHERE digest >= ? AND digest < ?"""
+
+_PANE = "SELECT id FROM panes WHERE model = ? AND width = ? AND start = ? AND segment = ?"
+
+_DELETE_PANE = (
+    "DELETE FROM counters WHERE pane = ?",
+    "DELETE FROM arrays WHERE pane = ?",
+    "DELETE FROM panes WHERE id = ?",
+)
 
 _SET = """
 INSERT INTO counters(pane, key, value) VALUES (?, ?, ?)
@@ -237,9 +276,24 @@ class SQLiteStore:
         self._seen = 0
         self._data_version = -1
         self._looked = 0.0
-        self._swept = 0.0
-        self._moved = 0
+        self._housekept = -inf
+        """When, by the monotonic clock, the last step of housekeeping ended."""
+        self._folded_at = -inf
+        self._more = False
+        """Whether that step left something to be done."""
         self._connection: sqlite3.Connection | None = None
+        self._files: Files | None = None
+        """Those that were opened last."""
+        self._confirmed = 0.0
+        """When, by the monotonic clock, they were seen to be at their paths."""
+        self._doubted = False
+        """Whether the file was truncated, and not checked since."""
+        self._before: State | None = None
+        """What was known before the file was opened, until what it holds was compared with it."""
+        self._fell = False
+        """Whether counters fell, and no new epoch has begun since."""
+        self.losses = 0
+        """How often the file was gone, or lacked commits that this process knew."""
         self._served = False
         try:
             with self._lock, self._guard():
@@ -274,6 +328,7 @@ class SQLiteStore:
                     foreseen = self._mirror.foreseen()
                 ahead(foreseen)
                 _patiently(connection, "COMMIT")
+                self._confirm()
             self._touched.add(delta)
             self._recent.update(dict.fromkeys(digests, sequence))
             self._looked = clock.monotonic()
@@ -324,31 +379,25 @@ class SQLiteStore:
             (held,) = self._open().execute("SELECT bytes FROM held").fetchone()
             return int(held)
 
-    def housekeep(self, now: float) -> None:
-        """Fold the log, and forget expired panes and, in a small stretch, digests past their time.
+    def housekeep(self, now: float) -> bool:
+        """Fold the log, and forget, in a small step, expired panes and digests past their time.
 
-        The stretch follows the clock over the space of digests, so that within an eighth of the
-        time to live every digest was looked at, and no step is large. In other stretches young
-        digests go to the others: these are in the order of their hashes, and to put each of a
-        second's among a million of them where it belongs would write nearly every page.
+        Within an eighth of the time to live every digest is looked at. How far that has come is
+        in the file, so it goes on where another process stopped, and catches up after a pause.
         """
         with self._lock, self._guard():
-            connection = self._open()
-            begin, end = self._stretch(now)
-            self._fold(connection)
+            began = clock.monotonic()
+            connection = self._open(check=True)
+            if not self._more or began - self._folded_at > HOUSEKEEPING_SECONDS:
+                self._fold(connection)
+                self._folded_at = began
             _patiently(connection, "BEGIN IMMEDIATE")
             self._catch_up(connection)
-            purged = sum(
-                connection.execute(
-                    f"DELETE FROM {table} WHERE digest >= ? AND digest < ? AND time < ?",
-                    (begin, end, int(now - self._ttl)),
-                ).rowcount
-                for table in ("young", "seen")
-            )
-            self._move(connection)
-            if purged:
-                connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
-            delta, sequence = self._drop(connection, now), self._mirror.sequence + 1
+            purged, behind = self._sweep(connection, now)
+            if not self._more:
+                self._move(connection)
+            delta, left = self._drop(connection, now)
+            sequence = self._mirror.sequence + 1
             if delta.dropped:
                 self._append(connection, sequence, now, b"", delta)
             _patiently(connection, "COMMIT")
@@ -356,6 +405,9 @@ class SQLiteStore:
             if delta.dropped:
                 with self._mirror_lock:
                     self._apply(sequence, b"", delta)
+            self._more = behind or left
+            self._housekept = clock.monotonic()
+            return self._more
 
     def seen(self) -> int:
         """How many digests are remembered, as far as this process knows."""
@@ -388,7 +440,11 @@ class SQLiteStore:
         with self._lock:
             if self._connection is None:
                 return
-            self._try_to_fold(self._connection)
+            try:
+                with self._guard():
+                    self._fold(self._open())
+            except StoreUnavailable:
+                pass  # the log is as durable as the tables
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -404,6 +460,13 @@ class SQLiteStore:
         unknown = digests.difference(self._recent)
         return unknown.difference(digest for (digest,) in _select(connection, _SEEN, unknown))
 
+    def _confirm(self) -> None:
+        """Raises StoreUnavailable where a restart would not find what was just committed."""
+        change = self._files.moved() if self._files else None
+        if change is not None:
+            raise StoreUnavailable("moved", f"{change} since it was opened")
+        self._confirmed = clock.monotonic()
+
     def _append(
         self,
         connection: sqlite3.Connection,
@@ -416,25 +479,80 @@ class SQLiteStore:
         row = (sequence, int(now), digests, _encode(delta))
         connection.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", row)
 
+    def _sweep(self, connection: sqlite3.Connection, now: float) -> tuple[int, bool]:
+        """Delete digests past their time in the next stretch; how many, and whether more is due."""
+        if not self._seen:
+            return 0, False
+        digest, time = connection.execute("SELECT digest, time FROM sweep").fetchone()
+        period = max(1.0, self._ttl / SWEEPS)
+        due = min((now - time) / period, 1.0)  # passes
+        if 0 <= due < SWEEP_SHARE:
+            return 0, False
+        due = max(due, 0.0)  # a clock was ahead
+        place = _place_of(digest)
+        ends = [_digest_at(place + due)]
+        for table in ("young", "seen"):
+            ends += (
+                connection.execute(
+                    f"SELECT digest FROM {table} WHERE digest >= ? ORDER BY digest "
+                    f"LIMIT 1 OFFSET {SWEEP_DIGESTS}",
+                    (digest,),
+                ).fetchone()
+                or ()
+            )
+        end = max(digest, min(ends))
+        purged = sum(
+            connection.execute(
+                f"DELETE FROM {table} WHERE digest >= ? AND digest < ? AND time < ?",
+                (digest, end, int(now - self._ttl)),
+            ).rowcount
+            for table in ("young", "seen")
+        )
+        left = max(0.0, due - (_place_of(end) - place))
+        connection.execute(
+            "UPDATE sweep SET digest = ?, time = ?",
+            (end if end < _END else b"", now - left * period),
+        )
+        if purged:
+            connection.execute("UPDATE meta SET seen = seen - ?", (purged,))
+        return purged, left >= SWEEP_SHARE
+
     def _move(self, connection: sqlite3.Connection) -> None:
-        """Bring the next stretch of young digests to the others."""
-        self._moved = (self._moved + 1) % STRETCHES
-        stretch = [_digest_at((self._moved + end) / STRETCHES) for end in (0, 1)]
+        """Bring the next stretch of young digests to the others.
+
+        These are in the order of their hashes, and to put each of a second's among a million of
+        them where it belongs would write nearly every page.
+        """
+        if connection.execute("SELECT 1 FROM young LIMIT 1").fetchone() is None:
+            return
+        (moved,) = connection.execute("SELECT moved FROM sweep").fetchone()
+        moved = (moved + 1) % STRETCHES
+        stretch = [_digest_at((moved + end) / STRETCHES) for end in (0, 1)]
         if connection.execute(_MOVE, stretch).rowcount:
             connection.execute("DELETE FROM young WHERE digest >= ? AND digest < ?", stretch)
+        connection.execute("UPDATE sweep SET moved = ?", (moved,))
 
-    def _drop(self, connection: sqlite3.Connection, now: float) -> Delta:
-        """Delete some panes that no window reaches; every process drops them at this commit."""
-        old = connection.execute(
-            "SELECT id, model, width, start, segment FROM panes "
-            f"WHERE width > 0 AND {_EXPIRY} <= ? LIMIT {MAX_DROPPED}",
-            (now,),
-        ).fetchall()
-        for table, column in (("counters", "pane"), ("arrays", "pane"), ("panes", "id")):
-            connection.executemany(
-                f"DELETE FROM {table} WHERE {column} = ?", [(id,) for id, *_ in old]
-            )
-        return Delta(dropped=[(model, Pane(*pane)) for _, model, *pane in old])
+    def _drop(self, connection: sqlite3.Connection, now: float) -> tuple[Delta, bool]:
+        """Delete panes that no window reaches, for a while, and tell whether some are left.
+
+        Every process drops them at this commit.
+        """
+        began = clock.monotonic()
+        least, most = SLICE_SECONDS
+        end = began + min(max(least, (began - self._housekept) / 2), most)
+        old = self._mirror.expired(now, PANES_AT_ONCE)
+        dropped: list[tuple[str, Pane]] = []
+        for model, pane in old:
+            home = (model, pane.width, pane.index, pane.segment)
+            found = connection.execute(_PANE, home).fetchone()
+            if found is not None:  # else it is in the log only
+                for statement in _DELETE_PANE:
+                    connection.execute(statement, found)
+            dropped.append((model, pane))
+            if clock.monotonic() > end:
+                break
+        left = len(dropped) < len(old) or len(old) == PANES_AT_ONCE
+        return Delta(dropped=dropped), left
 
     def _apply(self, sequence: int, digests: bytes, delta: Delta) -> None:
         """Take in one commit that is in the log; in every process in its order."""
@@ -640,18 +758,27 @@ class SQLiteStore:
         connection.execute(
             "INSERT OR IGNORE INTO panes(model, width, start, segment) VALUES (?, ?, ?, ?)", home
         )
-        (id,) = connection.execute(
-            "SELECT id FROM panes WHERE model = ? AND width = ? AND start = ? AND segment = ?",
-            home,
-        ).fetchone()
+        (id,) = connection.execute(_PANE, home).fetchone()
         return int(id)
 
     # --- the file ----------------------------------------------------------------------------
 
-    def _open(self) -> sqlite3.Connection:
-        """The connection, opened and checked where it is not yet."""
-        if self._connection is not None:
-            return self._connection
+    def _open(self, check: bool = False) -> sqlite3.Connection:
+        """The connection to what is at the path, opened and checked where it is not yet."""
+        connection = self._connection
+        if connection is not None and self._files is not None:
+            due = clock.monotonic() - self._confirmed > CONFIRM_SECONDS
+            change = self._files.change() if due or check else None
+            if change is not None:
+                connection = self._leave(connection, change)
+        if connection is None:
+            connection = self._connect()
+        if self._fell:
+            self._begin_anew(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        """A new connection, once the mirror is as what is at the path."""
         directory = os.path.dirname(os.path.abspath(self._path))
         try:
             os.makedirs(directory, exist_ok=True)
@@ -664,12 +791,112 @@ class SQLiteStore:
         )
         try:
             _prepare(connection, self._path, self._journal)
+            if self._doubted:
+                self._check(connection)
+            main = identity(self._path)
+            moved = self._files is not None and self._files.main != main
+            if self._before is None:
+                with self._mirror_lock:
+                    self._before = self._mirror.read()
+            self._data_version = -1
+            self._epoch = -1 if moved else self._epoch
+            self._look(connection)
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            files = Files(self._path, journal == "wal")
+            if files.main != main:
+                raise StoreUnavailable("moved", f"{self._path} was replaced while it was opened")
         except BaseException:
+            self._epoch = -1  # whatever was read of it, all of it is read again
             connection.close()
             raise
+        self._files = files
         self._connection = connection
-        self._look(connection)
+        self._compare(self._before, moved)
+        self._before = None
         return connection
+
+    def _leave(self, connection: sqlite3.Connection, change: Change) -> sqlite3.Connection | None:
+        """Let go of files that are not at their paths any more; the connection to those that are.
+
+        What SQLite still has of a file that is gone is written again. A file that somebody put
+        there is never overwritten: it is taken as it is, and the old one kept until it can be.
+        """
+        if change.what != "truncated":
+            self._checkpoint(connection)  # a file that was renamed is whole then
+        if change.path == self._path and change.what != "truncated":
+            if change.what == "gone":
+                self._write_again(connection)
+            elif self._files is not None:
+                self._files.unlink_beside()
+            try:
+                fresh = self._connect()
+            except sqlite3.Error as error:
+                raise StoreUnavailable(_kind(error), f"{self._path}: {error}") from error
+            connection.close()  # as its file has moved, SQLite deletes nothing at its path
+            return fresh
+        logger.error("%s; the file is opened anew", change)
+        self._doubted = change.what == "truncated"
+        self._connection = None
+        if self._doubted and change.path != self._path:
+            abandon(connection)
+        else:
+            connection.close()
+        return None
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Bring all that the write-ahead log has to the file that is open, if that can be."""
+        try:
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        except sqlite3.Error:
+            return  # its disk may be gone; what is known of it is compared in any case
+        if busy:
+            raise StoreUnavailable("busy", f"{self._path}: its log is in use")
+
+    def _write_again(self, connection: sqlite3.Connection) -> None:
+        try:
+            written = write_again(connection, self._path, random.getrandbits(62))
+        except (sqlite3.Error, OSError) as error:
+            reason = f"{self._path} is gone, and cannot be written again: {error}"
+            raise StoreUnavailable(_kind(error), reason) from error
+        if written:  # no other process was faster
+            self.losses += 1
+            logger.error("%s was deleted or renamed; it is written again, whole", self._path)
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raises StoreUnavailable where a file lacks pages after it or its log was truncated."""
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreUnavailable("corrupt", f"{self._path}: {verdict}; it is left as it is")
+        self._doubted = False
+
+    def _compare(self, before: State, moved: bool) -> None:
+        """Note it where the file that was opened lacks commits that this process knew."""
+        with self._mirror_lock:
+            after = self._mirror.read()
+        if before.models and (
+            after.sequence < before.sequence or (moved and _has_fewer_events(after, before))
+        ):
+            self._fell = True
+            self.losses += 1
+            logger.error(
+                "%s lost commits: it had %d, now it has %d",
+                self._path,
+                before.sequence,
+                after.sequence,
+            )
+
+    def _begin_anew(self, connection: sqlite3.Connection) -> None:
+        """Begin a new epoch, and give all models a new `created`, as their counters fell."""
+        _patiently(connection, "BEGIN IMMEDIATE")
+        self._catch_up(connection)
+        self._fold_rows(connection)
+        created = orjson.dumps(clock.time()).decode()
+        connection.execute("UPDATE constants SET value = ? WHERE name = 'created'", (created,))
+        connection.execute("UPDATE meta SET epoch = ?", (random.getrandbits(62),))
+        _patiently(connection, "COMMIT")
+        self._fell = False
+        self._data_version = -1  # SQLite does not tell a connection of its own commits
+        self._look(connection)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -680,7 +907,7 @@ class SQLiteStore:
             self._roll_back(reopen=not isinstance(error, sqlite3.OperationalError))
             raise StoreUnavailable(_kind(error), f"{self._path}: {error}") from error
         except StoreUnusable as error:
-            self._roll_back(reopen=True)
+            self._roll_back(reopen=False)
             if not self._served:
                 raise
             raise StoreUnavailable("foreign", str(error)) from error
@@ -689,6 +916,7 @@ class SQLiteStore:
             raise
 
     def _roll_back(self, reopen: bool) -> None:
+        self._confirmed = 0.0
         connection = self._connection
         if connection is None:
             return
@@ -702,15 +930,14 @@ class SQLiteStore:
             self._connection = None
             self._data_version = -1
 
-    def _stretch(self, now: float) -> tuple[bytes, bytes]:
-        """The digests to sweep since the last call: a hundredth, or two seconds' share of all."""
-        period = max(1.0, self._ttl / SWEEPS)
-        place = (now % period) / period
-        if place < self._swept:
-            place = 1.0  # a pass ends; the next call begins one
-        begin = max(self._swept, place - max(0.01, 2 / period), 0.0)
-        self._swept = place if place < 1 else 0.0
-        return _digest_at(begin), _digest_at(place)
+
+def _has_fewer_events(after: State, before: State) -> bool:
+    """Whether any model of `before` has fewer events in `after`."""
+    return any(
+        model not in after.models
+        or value(after.models[model].all_time, "events") < value(state.all_time, "events")
+        for model, state in before.models.items()
+    )
 
 
 def _select(
@@ -746,7 +973,16 @@ def _swap(connection: sqlite3.Connection, swaps: Collection[Swap]) -> None:
 
 def _digest_at(place: float) -> bytes:
     """The digest at a place in 0 to 1 of all digests."""
-    return int(place * (1 << 64)).to_bytes(9, "big")[1:] + bytes(8) if place < 1 else b"\xff" * 17
+    return int(place * (1 << 64)).to_bytes(9, "big")[1:] + bytes(8) if place < 1 else _END
+
+
+def _place_of(digest: bytes) -> float:
+    """The place in 0 to 1 of a digest among all."""
+    return int.from_bytes(digest[:8].ljust(8, b"\0"), "big") / (1 << 64) if digest < _END else 1.0
+
+
+_END = b"\xff" * 17
+"""After all digests."""
 
 
 def _encode(delta: Delta) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .counters import NO_LABELS, Cells, Compact, Increment, Labels, Packed, Vector, add
 from .errors import ConstantsDiffer
-from .windows import ALL_TIME, Pane, expired
+from .windows import ALL_TIME, Pane, expiry
 
 Constants = Mapping[str, Any]
 """A model's first-writer-wins facts (its task, its numeric origins), by name; JSON values."""
@@ -219,7 +219,8 @@ class Mirror:
         self._owned_models: set[str] = set()
         self._loaded: set[tuple[str, Pane]] = set()
         """Panes that were loaded with many cells."""
-        self._turn = 0
+        self._expiring: dict[int, dict[str, list[Pane]]] = {}
+        """Panes by the second of their expiry, and by model; some of them may be gone."""
 
     def __contains__(self, model: str) -> bool:
         return model in self._models
@@ -341,7 +342,10 @@ class Mirror:
 
     def replace_pane(self, model: str, pane: Pane, vector: Vector) -> None:
         """Forget what was known of one pane and take `vector` for it, without copying."""
-        self._own(model).panes[pane] = vector
+        panes = self._own(model).panes
+        if pane not in panes:
+            self._await_expiry(model, pane)
+        panes[pane] = vector
         self._owned[model, pane] = set(vector)
         if len(vector.get(PACKED, ())) >= MANY_CELLS:
             self._loaded.add((model, pane))
@@ -361,6 +365,15 @@ class Mirror:
             del self._own(model).panes[pane]
             self._owned.pop((model, pane), None)
             self._loaded.discard((model, pane))
+        models = self._expiring.get(expiry(pane), {})
+        awaited = models.get(model)
+        if awaited is not None:
+            while pane in awaited:  # it may have been taken back and made again
+                awaited.remove(pane)
+            if not awaited:
+                del models[model]
+                if not models:
+                    del self._expiring[expiry(pane)]
 
     def clear(self) -> None:
         """Drop everything: the store's content is about to be read anew."""
@@ -369,28 +382,32 @@ class Mirror:
         self._owned.clear()
         self._owned_models.clear()
         self._loaded.clear()
+        self._expiring.clear()
 
-    def in_turn(self, number: int) -> Sequence[str]:
-        """The ids of the next so many models, or of those that are left until all had a turn."""
-        models = self.models()
-        begin = self._turn if self._turn < len(models) else 0
-        self._turn = begin + number
-        return models[begin : self._turn]
+    def expired(self, now: float, number: int) -> list[tuple[str, Pane]]:
+        """So many at most of the panes that no window reaches any more, each with its model.
 
-    def expired(self, model: str, now: float) -> Sequence[Pane]:
-        """The panes of `model` that no window reaches any more."""
-        known = self._models.get(model)
-        return [pane for pane in known.panes if expired(pane, now)] if known else []
+        They come model by model: to drop one costs a copy of its model's map, the others nothing.
+        """
+        found: list[tuple[str, Pane]] = []
+        for time in sorted(time for time in self._expiring if time <= now):
+            for model, panes in self._expiring[time].items():
+                found += [(model, pane) for pane in dict.fromkeys(reversed(panes))]
+                if len(found) >= number:
+                    return found[:number]
+        return found
 
-    def expire(self, now: float, models: Iterable[str]) -> int:
-        """Drop the panes of `models` that no window reaches any more; returns how many."""
-        dropped = 0
-        for model in models:
-            old = self.expired(model, now)
-            for pane in old:
-                self.drop(model, pane)
-            dropped += len(old)
-        return dropped
+    def expire(self, now: float, number: int) -> int:
+        """Drop so many at most of the panes that no window reaches; returns how many."""
+        old = self.expired(now, number)
+        for model, pane in old:
+            self.drop(model, pane)
+        return len(old)
+
+    def _await_expiry(self, model: str, pane: Pane) -> None:
+        """Take note of a new pane."""
+        if pane.width:
+            self._expiring.setdefault(expiry(pane), {}).setdefault(model, []).append(pane)
 
     def _change(self) -> None:
         """Let go of copies that will not be true any more."""
@@ -418,7 +435,10 @@ class Mirror:
         owned = self._owned.get((model, pane))
         if owned is None:
             owned = self._owned[model, pane] = set()
-            panes[pane] = dict(panes.get(pane, ()))
+            known = panes.get(pane)
+            if known is None:
+                self._await_expiry(model, pane)
+            panes[pane] = {} if known is None else dict(known)
         return panes[pane], owned
 
     def _packed(self, model: str, pane: Pane, cells: Cells, before: int) -> Cells:

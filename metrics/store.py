@@ -14,11 +14,12 @@ from typing import Protocol
 
 from .errors import ConfigurationError, ConstantsDiffer
 from .state import TAG, Delta, Entry, Mirror, RecordKey, State, total
+from .urls import redacted
 
 JOURNALS = ("auto", "wal", "truncate", "delete")
 """What `?journal=` of a SQLite URL may say."""
-MODELS_IN_TURN = 20
-"""Models that one `housekeep` looks at; the next call takes the next."""
+PANES_AT_ONCE = 1000
+"""Expired panes that one step of housekeeping forgets, at most."""
 
 
 Ahead = Callable[[State], None]
@@ -31,6 +32,9 @@ def unheeded(_: State) -> None:
 
 class Store(Protocol):
     """Where counters are durable. Two processes may hold the same store open at once."""
+
+    losses: int
+    """How often this process found commits lost, or where they were kept gone."""
 
     def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically and durably add what is new of `batch`; tells which entries were new.
@@ -62,8 +66,11 @@ class Store(Protocol):
     def held(self) -> int:
         """Bytes of all records, about."""
 
-    def housekeep(self, now: float) -> None:
-        """Forget, in a small step, panes that no window reaches and digests past their time."""
+    def housekeep(self, now: float) -> bool:
+        """Forget, in a small step, panes that no window reaches and digests past their time.
+
+        True where more is due at once: then it is to be called again before long.
+        """
 
     def seen(self) -> int:
         """How many digests are remembered, about."""
@@ -125,6 +132,7 @@ class MemoryStore:
         self._seen: dict[bytes, float] = {}
         self._records: dict[RecordKey, bytes] = {}
         self._held = 0
+        self.losses = 0
 
     def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Atomically add what is new of `batch`; durable for as long as the process lives."""
@@ -170,16 +178,17 @@ class MemoryStore:
         """Bytes of all records."""
         return self._held
 
-    def housekeep(self, now: float) -> None:
+    def housekeep(self, now: float) -> bool:
         """Forget expired panes, and up to 1000 digests past their time."""
         with self._lock:
-            self._mirror.expire(now, self._mirror.in_turn(MODELS_IN_TURN))
+            more = self._mirror.expire(now, PANES_AT_ONCE) == PANES_AT_ONCE
             for digest, time in list(islice(self._seen.items(), 1000)):  # the oldest come first
                 if now - self._ttl < time <= now:
-                    break
+                    return more
                 del self._seen[digest]
                 if time > now:  # the clock was set back
                     self._seen[digest] = now
+            return more or len(self._seen) > 0
 
     def seen(self) -> int:
         """How many digests are remembered."""
@@ -229,8 +238,8 @@ def open_store(url: str, dedup_ttl: int, durability: str = "none") -> Store:
         journal = query.removeprefix("journal=") or "auto"
         if not path.startswith("///") or len(path) < 4 or journal not in JOURNALS:
             raise ConfigurationError(
-                f"FEEDBACK_STORE: {url!r}: use sqlite:///relative/path or sqlite:////absolute/path"
-                f", perhaps with ?journal={'|'.join(JOURNALS)}"
+                f"FEEDBACK_STORE: {redacted(url)}: use sqlite:///relative/path or "
+                f"sqlite:////absolute/path, perhaps with ?journal={'|'.join(JOURNALS)}"
             )
         return SQLiteStore(path[3:], dedup_ttl, journal)
     if scheme in ("redis", "rediss"):
@@ -238,5 +247,5 @@ def open_store(url: str, dedup_ttl: int, durability: str = "none") -> Store:
 
         return RedisStore(url, dedup_ttl, durability)
     raise ConfigurationError(
-        f"FEEDBACK_STORE: {scheme!r} is no store (sqlite:///…, redis://…, rediss://…, memory:)"
+        f"FEEDBACK_STORE: {redacted(url)} is no store (sqlite:///…, redis://…, rediss://…, memory:)"
     )

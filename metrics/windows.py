@@ -121,4 +121,9 @@ def panes_of(window: Window, now: float, segment: str = "") -> Iterator[Pane]:
 
 def expired(pane: Pane, now: float) -> bool:
     """Whether no window that is cut into panes of this width can still reach `pane`."""
-    return pane.width > 0 and (pane.index + PANES + 2) * pane.width <= now
+    return pane.width > 0 and expiry(pane) <= now
+
+
+def expiry(pane: Pane) -> int:
+    """The epoch second at which no window that is cut into panes of this width reaches `pane`."""
+    return (pane.index + PANES + 2) * pane.width

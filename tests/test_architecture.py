@@ -21,7 +21,7 @@ LAYERS = (
     {"model_settings", "state"},
     {"evaluators", "joins"},
     {"scores"},
-    {"store", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
+    {"store", "sqlite_file", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
     | {"background", "isolation"},
     {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
     {"labels", "replies", "ignored"},

@@ -40,6 +40,8 @@ class HeldStore:
         self.probes = 0
         self.housekept = 0
         self.on_housekeep: Callable[[], None] = lambda: None
+        self.left = 0
+        """Steps of housekeeping that are left to be done at once."""
 
     def commit(self, batch: Sequence[Entry], now: float, ahead: Ahead = unheeded) -> list[bool]:
         """Commit, as told."""
@@ -60,10 +62,12 @@ class HeldStore:
         """What is in memory."""
         return self.memory.read()
 
-    def housekeep(self, now: float) -> None:
+    def housekeep(self, now: float) -> bool:
         """Count the calls."""
         self.housekept += 1
         self.on_housekeep()
+        self.left -= 1
+        return self.left > 0
 
     def hasten(self) -> None:
         """Nothing takes long."""
@@ -390,6 +394,20 @@ def test_housekeeping_comes_and_its_failure_stops_nothing(
     assert committer.healthy
     assert "housekeeping failed (busy): locked" in caplog.text
     assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("interval", [0.0, 0.05])
+def test_housekeeping_that_is_not_done_goes_on_at_once(
+    interval: float, make: Make, store: HeldStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step, between commits and while there are none, not once a second."""
+    monkeypatch.setattr(committer_module, "HOUSEKEEPING_SECONDS", 1.0)
+    store.left = 100
+    committer = make(interval=interval)
+    until(lambda: store.left <= 0, 30)
+    store.left = 100
+    assert submit(committer, "in between").verdict == [True]
+    until(lambda: store.left <= 0, 30)
 
 
 def test_a_store_that_fails_is_not_kept_house_for(make: Make, store: HeldStore) -> None:

@@ -296,6 +296,24 @@ def test_password(open_store: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert "wrong" not in caplog.text + str(caught.value)
 
 
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "noeviction"])
+def test_a_server_that_evicts_is_warned_of(
+    policy: str, open_store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, when the store is opened; whoever may not ask says nothing."""
+    with RedisServer(maxmemory_policy=policy) as server:
+        store = open_store(server.url)
+        for id in range(3):
+            store.commit(entries(id), NOW)
+        open_store(server.url)
+        expected = 0 if policy == "noeviction" else 2
+        assert caplog.text.count(f"has maxmemory-policy {policy}: ") == expected
+        rights = ["+@all", "-@admin", "-@dangerous"]
+        server.ask("ACL", "SETUSER", "metrics", "on", ">secret", "~fdmt:*", "~{fdmt:*", *rights)
+        open_store(server.url.replace("://", "://metrics:secret@")).commit(entries(4), NOW)
+        assert caplog.text.count("maxmemory-policy") == expected
+
+
 def test_rights(server: RedisServer, open_store: Any) -> None:
     """A user with rights to these keys, and none to INFO, is enough; without them: unavailable."""
     rights = ["+@all", "-@admin", "-@dangerous"]

@@ -228,6 +228,7 @@ def test_older_format(path: Path) -> None:
     for statement in (
         "DROP TABLE arrays",
         "DROP TABLE young",
+        "DROP TABLE sweep",
         "ALTER TABLE commits RENAME TO log",
         "PRAGMA user_version = 1",
     ):
@@ -397,6 +398,82 @@ def test_a_log_with_a_gap_is_not_added_up(path: Path) -> None:
     hand.close()
     assert kind(other, entries(7)) == "corrupt"
     assert events(other) == (4, 0)
+
+
+def test_nights(path: Path) -> None:
+    """A process that is woken for minutes each night forgets as one does that runs on."""
+    chance = random.Random(10)
+    for night in range(8):
+        store = SQLiteStore(str(path), 86400)
+        woken = NOW + night * 86400
+        batch = [Entry("m", chance.randbytes(16), (ALL_TIME,), {}) for _ in range(60)]
+        store.commit(batch, woken)
+        for second in range(300):
+            store.housekeep(woken + second)
+        assert store.seen() <= 120
+        store.close()
+
+
+def test_seconds(path: Path) -> None:
+    """Nor does it take minutes: what is due is done at once, in small steps."""
+    chance = random.Random(11)
+    number = 30 * sqlite_store.SWEEP_DIGESTS
+    most = 0
+    for night in range(3):
+        store = SQLiteStore(str(path), 86400)
+        woken = NOW + 2 * night * 86400
+        batch = [Entry("m", chance.randbytes(16), (ALL_TIME,), {}) for _ in range(number)]
+        store.commit(batch, woken)
+        seen = store.seen()
+        while store.housekeep(woken):
+            most = max(most, seen - store.seen())
+            seen = store.seen()
+        assert store.seen() <= 1.02 * number
+        store.close()
+    assert most <= 2 * sqlite_store.SWEEP_DIGESTS
+
+
+def test_a_sweep_goes_on_where_the_last_process_stopped(path: Path) -> None:
+    """Woken for one step at a time, it reaches every digest."""
+    chance = random.Random(12)
+    number = 10 * sqlite_store.SWEEP_DIGESTS
+    store = SQLiteStore(str(path), 86400)
+    store.commit([Entry("m", chance.randbytes(16), (ALL_TIME,), {}) for _ in range(number)], NOW)
+    store.close()
+    for wake in range(30):
+        store = SQLiteStore(str(path), 86400)
+        store.housekeep(NOW + 2 * 86400 + wake * 86400)
+        store.close()
+    assert SQLiteStore(str(path), 86400).seen() == 0
+
+
+def test_a_sweep_survives_a_clock_that_was_ahead(path: Path) -> None:
+    """A clock that was years ahead does not stop it for years."""
+    chance = random.Random(13)
+    store = SQLiteStore(str(path), 800)
+    store.commit([Entry("m", chance.randbytes(16), (ALL_TIME,), {}) for _ in range(50)], NOW)
+    store.housekeep(NOW + 1e9)
+    store.commit([Entry("m", chance.randbytes(16), (ALL_TIME,), {}) for _ in range(50)], NOW)
+    for second in range(1000):
+        store.housekeep(NOW + second)
+    assert store.seen() == 0
+
+
+def test_an_idle_store_is_not_written_to(path: Path) -> None:
+    """Housekeeping that has nothing to do leaves the file as it is, but for a step now and then."""
+    store = SQLiteStore(str(path), 86400)
+    store.commit(entries(*range(100)), NOW)
+    for second in range(20):
+        store.housekeep(NOW + second)
+    other = sqlite3.connect(path)
+    writes = 0
+    version = other.execute("PRAGMA data_version").fetchone()
+    for second in range(20, 620):
+        store.housekeep(NOW + second)
+        before, version = version, other.execute("PRAGMA data_version").fetchone()
+        writes += version != before
+    other.close()
+    assert writes <= 8
 
 
 @pytest.mark.parametrize("ttl", [1, 30, 600, 86400])

@@ -192,7 +192,7 @@ def test_the_mirror_tells_what_was_written_and_what_was_read_never_changes(seed:
                 for each in panes
                 if each.width == 5 and each.index + 62 <= now // 5
             ]
-            assert mirror.expire(now, mirror.models()) == len(gone)
+            assert mirror.expire(now, 1000) == len(gone)
             for name, each in gone:
                 del plain.of(name)[0][each]
         else:
@@ -257,7 +257,7 @@ def test_what_changes_nothing_is_no_change() -> None:
     state = mirror.read()
     mirror.drop("m", YOUNG)
     mirror.drop("unknown", ALL_TIME)
-    assert mirror.expire(1e12, mirror.models()) == 0
+    assert mirror.expire(1e12, 1000) == 0
     assert mirror.read() is state
 
 
@@ -301,5 +301,27 @@ def test_expired_panes_go_and_all_time_stays() -> None:
     mirror.add("m", ALL_TIME, {"rows": {(): 1}})
     mirror.add("m", YOUNG, {"rows": {(): 1}})
     mirror.add("m", Pane(5, 1), {"rows": {(): 1}})
-    assert mirror.expire(5.0 * 10**9, mirror.models()) == 1
+    assert mirror.expire(5.0 * 10**9, 1000) == 1
     assert set(mirror.read().models["m"].panes) == {ALL_TIME, YOUNG}
+
+
+def test_few_at_a_time_the_earliest_first_model_by_model() -> None:
+    """Whatever was forgotten, replaced or taken back in between, each expires once."""
+    mirror = Mirror()
+    panes = [Pane(5, index, segment) for index in (3, 2) for segment in ("", "a=b")]
+    for pane in panes:
+        for model in ("m", "n"):
+            mirror.add(model, pane, {"rows": {(): 1}})
+    mirror.forget("n")
+    mirror.replace_pane("m", panes[0], {"rows": {(): 2}})
+    with mirror.ahead():
+        mirror.add("n", panes[0], {"rows": {(): 1}})
+        mirror.take_back()
+    mirror.add("n", panes[0], {"rows": {(): 1}})
+    assert mirror.expired(5 * 64 - 0.1, 9) == []
+    assert mirror.expired(5 * 64, 9) == [("m", panes[3]), ("m", panes[2])]
+    assert mirror.expire(1e9, 3) == 3
+    assert sorted(mirror.read().models["m"].panes) == [Pane(5, 3, "")]
+    assert mirror.expire(1e9, 3) == 2
+    assert mirror.expire(1e9, 3) == 0
+    assert mirror.expired(1e9, 3) == []

@@ -15,7 +15,7 @@ from metrics import redis_store, sqlite_store
 from metrics.counters import add, merge, unpack, value
 from metrics.errors import ConfigurationError, ConstantsDiffer, StoreUnavailable
 from metrics.state import TAG, Entry, Gauge, RecordKey, State, Swap
-from metrics.store import MODELS_IN_TURN, Store, open_store
+from metrics.store import Store, open_store
 from metrics.windows import ALL_TIME, Pane, place, window
 from tests.servers import RedisServer
 from tests.servers_http import until
@@ -807,7 +807,7 @@ def test_panes_expire(backend: Backend) -> None:
 def test_every_model_has_its_turn(backend: Backend) -> None:
     """However many models there are, some calls of housekeeping forget the old panes of all."""
     store = backend.open()
-    models = 2 * MODELS_IN_TURN + 1
+    models = 41
     panes = (ALL_TIME, Pane(5, int(NOW) // 5))
     store.commit([entry(id, model=f"m{id}", panes=panes) for id in range(models)], NOW)
     for _ in range(3):
@@ -815,6 +815,33 @@ def test_every_model_has_its_turn(backend: Backend) -> None:
     state = store.read().models
     assert len(state) == models
     assert all(set(each.panes) == {ALL_TIME} for each in state.values())
+
+
+@pytest.mark.parametrize(("models", "segments"), [(1, 3000), (1500, 2), (60, 50)])
+def test_all_that_expires_goes_at_once_in_small_steps(
+    backend: Backend, models: int, segments: int
+) -> None:
+    """As fast as it came, however it is spread; a step that leaves some says so."""
+    store = backend.open()
+    for id in range(models):
+        panes = [Pane(5, int(NOW) // 5, f"s={segment}") for segment in range(segments)]
+        young = Pane(5, int(NOW) // 5 + 100)
+        batch = [entry(id, model=f"m{id}", panes=(ALL_TIME, young, *panes))]
+        store.commit(batch, NOW)
+    longest = 0.0
+    more = True
+    for _ in range(1000):
+        began = clock.monotonic()
+        more = store.housekeep(NOW + 62 * 5)
+        longest = max(longest, clock.monotonic() - began)
+        if not more:
+            break
+    assert not more
+    for each in [store, backend.open()] if backend.url != "memory:" else [store]:
+        state = each.read().models
+        assert len(state) == models
+        assert all(set(known.panes) == {ALL_TIME, young} for known in state.values())
+    assert longest < 2.0
 
 
 def test_panes_expire_everywhere(shared: Backend) -> None:
@@ -889,6 +916,40 @@ def test_nonsense_url(url: str) -> None:
     """An address that makes no sense is refused when the store is opened."""
     with pytest.raises(ConfigurationError, match="FEEDBACK_STORE"):
         open_store(url, TTL)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:S3C/RET@cache:6379/0",
+        "redis://user:12/S3CRET@cache:6379/0",
+        "redis://user:12?S3C=RET@cache",
+        "redis://user:12#S3CRET@cache",
+        "redis://:[S3CRET@cache",
+        "redis://user:S3CRET@cache:port",
+        "redis://user:S3CRET@cache/database",
+        "redis://user:S3CRET@cache?nonsense=S3CRET",
+        "redis://user:S3CRET@cache?socket_timeout=S3CRET",
+        "redis://user:S3CRET@",
+        "redis://:S3CRET",
+        "redis://user:S3CRET@caché\udc80",
+        "rediss://user:S3CRET@cache?protocol=3",
+        "sqlite://user:S3CRET@cache/file",
+        "sqlite:S3CRET",
+        "sqlite:///file?password=S3CRET",
+        "S3CRET",
+        "user:S3CRET@cache",
+        "postgres://user:S3CRET@cache",
+    ],
+)
+def test_no_secret_in_what_is_told_of_a_nonsense_url(url: str) -> None:
+    """Neither in the message nor in what a traceback would show."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(url, TTL)
+    assert str(caught.value).startswith("FEEDBACK_STORE: ")
+    assert not [part for part in ("S3C", "CRET") if part in str(caught.value)]
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
 def test_merge_is_what_stores_do(backend: Backend) -> None:
