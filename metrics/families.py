@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from .counters import Number
+from .scores.ranges import plain
 
 Blocks = list[tuple[bytes, bytes]]
 """Families of an exposition: each one's HELP and TYPE lines, and its samples."""
@@ -56,7 +57,7 @@ class Families:
         """Add a sample of the counter `name` (without _total)."""
         family = self.family(name, help, "counter")
         if family is not None:
-            family.samples.append(Sample(f"{name}_total", labels, number))
+            family.samples.append(Sample(f"{name}_total", labels, plain(number)))
             if self._created:
                 family.samples.append(Sample(f"{name}_created", labels, created))
 
@@ -64,7 +65,7 @@ class Families:
         """Add a sample of the gauge `name`."""
         family = self.family(name, help, "gauge")
         if family is not None:
-            family.samples.append(Sample(name, labels, number))
+            family.samples.append(Sample(name, labels, plain(number)))
 
     def histogram(
         self,
@@ -81,7 +82,7 @@ class Families:
         count = 0.0
         for bound, count in buckets:
             family.samples.append(Sample(f"{name}_bucket", {**labels, "le": bound}, count))
-        family.samples.append(Sample(f"{name}_sum", labels, total))
+        family.samples.append(Sample(f"{name}_sum", labels, plain(total)))
         family.samples.append(Sample(f"{name}_count", labels, count))
 
 
