@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from . import __version__
 from .alerts import FIRING, status_of
 from .counters import Labels, Number, Vector, superseded, value
-from .evaluators.user_metrics import BUCKETS
+from .evaluators.user_metrics import BUCKETS, is_exposed
 from .families import Blocks, Families, Part, append, blocks_of
 from .joins import DELAYS
 from .model_settings import ModelSettings
@@ -307,23 +307,52 @@ def _add_user_metrics(
 ) -> None:
     vector = state.all_time
     help = "A metric of the user's, from truth.meta.metrics or a custom class."
-    for (name, *tags), number in sorted(vector.get("user_counters", {}).items()):
-        families.counter(name, help, labels | _tags(tags), number, created)
-    for (family, key), gauge in sorted(state.gauges.items()):
-        if family == "user_gauges":
-            families.gauge(key[0], help, labels | _tags(list(key[1:])), gauge.value)
-    cells: Mapping[Labels, Number] = vector.get("user_timers_bucket", {})
-    for (name, *tags), total in sorted(vector.get("user_timers_sum", {}).items()):
+    for name, tags, number in _user_series(vector.get("user_counters", {}), "COUNTER"):
+        families.counter(name, help, labels | tags, number, created)
+    gauges = {key: gauge for (family, key), gauge in state.gauges.items() if family == USER_GAUGES}
+    by_age = {key: gauges[key].value for key in sorted(gauges, key=lambda key: gauges[key].time)}
+    for name, tags, number in _user_series(by_age, "GAUGE"):
+        families.gauge(name, help, labels | tags, number)
+    cells: dict[Labels, Number] = {}
+    for (name, bound, *flat), number in vector.get("user_timers_bucket", {}).items():
+        key = (name, bound, *_said(flat))
+        cells[key] = cells.get(key, 0) + number
+    for name, tags, total in _user_series(vector.get("user_timers_sum", {}), "TIMER"):
         seen = 0.0
         buckets: list[tuple[str, float]] = []
+        flat = [text for pair in tags.items() for text in pair]
         for bound in (*map(repr, BUCKETS), "+Inf"):
-            seen += cells.get((name, bound, *tags), 0)
+            seen += cells.get((name, bound, *flat), 0)
             buckets.append((bound, seen))
-        families.histogram(name, help, labels | _tags(tags), buckets, total)
+        families.histogram(name, help, labels | tags, buckets, total)
 
 
-def _tags(flat: list[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+USER_GAUGES = "user_gauges"
+
+
+def _user_series(
+    cells: Mapping[Labels, Number], kind: str
+) -> Iterator[tuple[str, dict[str, str], Number]]:
+    """Name, tags and number of each series that may be exposed, in order.
+
+    To Prometheus a tag without a value is none: series that differ in such tags only are one, whose
+    number is the sum of theirs, and of gauges the last.
+    """
+    found: dict[Labels, Number] = {}
+    for (name, *flat), number in cells.items():
+        key = (name, *_said(flat))
+        if is_exposed(name, kind, key[1:]):
+            found[key] = number if kind == "GAUGE" else found.get(key, 0) + number
+    for (name, *flat), number in sorted(found.items()):
+        yield name, dict(zip(flat[::2], flat[1::2], strict=True)), number
+
+
+def _said(flat: list[str]) -> list[str]:
+    """Tags and values in turn, without those that have none."""
+    if len(flat) % 2:
+        return flat
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return [text for tag, value in pairs if value for text in (tag, value)]
 
 
 def _add_ancestors(

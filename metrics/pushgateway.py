@@ -117,7 +117,8 @@ def lasting(exposition: bytes) -> bytes:
     Samples of models, over all time. A label's text cannot pass for another label: its quotes are
     escaped.
     """
-    return b"".join(line for line in exposition.splitlines(keepends=True) if _lasts(line))
+    lines = [line for line in exposition.split(b"\n") if _lasts(line)]
+    return b"".join(line + b"\n" for line in lines)
 
 
 def _lasts(line: bytes) -> bool:
