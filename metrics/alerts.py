@@ -16,6 +16,11 @@ OK, PENDING, FIRING, RESOLVED = "ok", "pending", "firing", "resolved"
 REMEMBERED = 8
 """Transitions of a rule whose events are remembered, so that a redelivery is told the same."""
 
+RARE = 4
+"""Silences through which a score was beyond its bound, until the rule fires all the same."""
+NOTED_SECONDS = 1.0
+"""How often a pending rule's last row is noted in the store, at most."""
+
 _AVERAGED = ("precision", "recall", "f1", "jaccard", "specificity", "fbeta")
 SCORES = frozenset(
     (
@@ -45,9 +50,9 @@ class Rule:
     above: float | None = None
     """above this one."""
     rows: int = 1
-    """Of fewer rows the score says nothing."""
+    """Of fewer rows behind it the score says nothing."""
     seconds: int = 0
-    """How long the score must have been there."""
+    """How long the score must have been there, while rows came."""
 
     @property
     def constant(self) -> str:
@@ -94,6 +99,12 @@ class Status(NamedTuple):
     transitions: int = 0
     recent: tuple[Transition, ...] = ()
     """The last few, the youngest last."""
+    moment: float = 0.0
+    """While it is pending: epoch seconds of the last new row,"""
+    data: int | None = None
+    """how many rows there had been then, and"""
+    silences: int = 0
+    """how many silences it has been through; `since` is later by as long as they were."""
 
     def json(self) -> dict[str, Any]:
         """As a constant holds it."""
@@ -118,7 +129,11 @@ def _is_sound(status: Status) -> bool:
     return (
         status.state in (OK, PENDING, FIRING)
         and type(status.transitions) is int
-        and all(type(each) in (int, float) for each in (status.since, status.value or 0.0))
+        and type(status.silences) is int
+        and all(
+            type(each) in (int, float)
+            for each in (status.since, status.value or 0.0, status.moment, status.data or 0)
+        )
         and all(
             type(each.number) is int
             and type(each.state) is type(each.digest) is str
@@ -130,12 +145,21 @@ def _is_sound(status: Status) -> bool:
 
 
 def step(
-    rule: Rule, status: Status, value: float | None, rows: int, now: float, digest: str = ""
+    rule: Rule,
+    status: Status,
+    value: float | None,
+    rows: int,
+    now: float,
+    digest: str = "",
+    data: int | None = None,
 ) -> Status | None:
     """The status that follows where the score is `value`; None where nothing changes.
 
     An undefined score, or one of too few rows, changes nothing. `digest` is the event's that is to
-    be told of a transition.
+    be told of a transition. `data` grows with every row behind the score, whatever its window;
+    None: with every call. A rule's duration passes from one new row to the next. A gap as long as
+    the duration is a silence, which does not count; after RARE silences the rule fires, too, or one
+    whose rows are always so rare never would.
     """
     if value is None or rows < rule.rows:
         return None
@@ -145,12 +169,23 @@ def step(
         return status._replace(state=OK, since=now, value=value) if status.state != OK else None
     if status.state == FIRING:
         return None
-    began = status.since if status.state == PENDING else now
-    if now - began >= rule.seconds:
+    if not rule.seconds:
         return _transition(status, FIRING, FIRING, value, now, digest)
-    if status.state == PENDING:
+    if status.state != PENDING:
+        return status._replace(
+            state=PENDING, since=now, value=value, moment=now, data=data, silences=0
+        )
+    if data is not None and data == status.data:
         return None
-    return status._replace(state=PENDING, since=now, value=value)
+    since, silences = status.since, status.silences
+    gap = now - (status.moment or since)
+    if gap >= rule.seconds:
+        since, silences = since + gap, silences + 1
+    if now - since >= rule.seconds or silences >= RARE:
+        return _transition(status, FIRING, FIRING, value, now, digest)
+    if gap < NOTED_SECONDS:
+        return None
+    return status._replace(since=since, moment=now, data=data, silences=silences)
 
 
 def _transition(

@@ -69,6 +69,7 @@ class Settings:
     max_models: int
     max_classes: int
     confusion_classes: int
+    max_series: int
     max_body: int
     max_connections: int
     reply: str
@@ -442,6 +443,14 @@ SETTINGS: tuple[Setting, ...] = (
         "10",
         _at_least(0),
         "classes up to which feedback_confusion_total is exposed",
+    ),
+    Setting(
+        "max_series",
+        "FEEDBACK_MAX_SERIES",
+        "max_series",
+        "200000",
+        _at_least(0),
+        "series of models that are exposed; of more, whole parts of models are left out",
     ),
     Setting("max_body", "FEEDBACK_MAX_BODY", "max_body", "16MiB", _bytes, "bytes; larger: 413"),
     Setting(

@@ -110,6 +110,18 @@ def restored(family: str, number: Any) -> Number:
     return whole
 
 
+def read_back(family: str, number: Any) -> Number:
+    """`restored`; what cannot be a number of `family` as it is.
+
+    Whoever renders a model that holds it raises, and leaves out that model only.
+    """
+    try:
+        return restored(family, number)
+    except ValueError:
+        broken: Number = number
+        return broken
+
+
 def encode(units: int) -> str:
     """The text of a number of units."""
     if not units:

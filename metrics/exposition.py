@@ -6,32 +6,49 @@ rule, in which a correct multiclass row is also a true negative of its own class
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from . import __version__
 from .alerts import FIRING, status_of
 from .counters import Labels, Number, Vector, superseded, value
-from .evaluators.user_metrics import BUCKETS
+from .evaluators.user_metrics import BUCKETS, is_exposed
 from .exact import real, shown
+from .families import Blocks, Families, Part, append, blocks_of
 from .joins import DELAYS
 from .model_settings import ModelSettings
 from .scores.classification import Counts
 from .scores.coverage import HALVES, halves
 from .scores.view import ALL, Scored, naming, score_vector, segments_of, task_of, vector_of
+from .series_cap import (
+    ANCESTOR,
+    CLASSES,
+    CONFUSION,
+    OUTPUTS,
+    PARTS,
+    ROUTES,
+    SEGMENTS,
+    TOTALS,
+    USER,
+    Sizes,
+    choose,
+    sizes,
+)
 from .state import ModelState
 from .windows import Window
 
 if TYPE_CHECKING:
     from .app import App
+
+logger = logging.getLogger("metrics.exposition")
 
 MODEL_LABELS = ("deployment_namespace", "deployment_name", "predictor_name", "model_name")
 UNKNOWN_LABEL = "NOT_IMPLEMENTED"
@@ -64,95 +81,30 @@ class FeedbackCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families as of now; models whose state cannot be shown are left out."""
         app, now = self._app, self._app.now()
+        models, omitted = _chosen(app, app.read().models)
 
-        def render(model: str, state: ModelState) -> _Families:
-            own = _Families(self._created)
-            _add_model(own, app, model, state, now)
+        def render(model: str, found: tuple[ModelState, Parts]) -> Families:
+            own = Families(self._created)
+            _add_model(own, app, model, *found, now)
             return own
 
-        families = _Families(self._created)
-        for _, own in app.isolation.each(sorted(app.read().models.items()), render):
+        families = Families(self._created)
+        for _, own in app.isolation.each(models.items(), render):
             families.merge(own)
-        _add_server(families, app)
+        _add_server(families, app, omitted)
         yield from families
 
 
-class _Part(Collector):
-    """Families that are encoded by themselves."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        """The families."""
-        return self._families
-
-
-class _Families:
-    """Metric families under construction, each with its samples together."""
-
-    def __init__(self, created: bool) -> None:
-        self._created = created
-        self._families: dict[str, Metric] = {}
-
-    def __iter__(self) -> Iterator[Metric]:
-        return iter(self._families.values())
-
-    def family(self, name: str, help: str, kind: str) -> Metric | None:
-        """The family called `name`; None where one of another kind took the name."""
-        family = self._families.get(name)
-        if family is None:
-            family = self._families[name] = Metric(name, help, kind)
-        return family if family.type == kind else None
-
-    def merge(self, others: Iterable[Metric]) -> None:
-        """Add the samples of other families; one of another kind than its namesake is left out."""
-        for other in others:
-            family = self.family(other.name, other.documentation, other.type)
-            if family is not None:
-                family.samples += other.samples
-
-    def counter(
-        self, name: str, help: str, labels: dict[str, str], number: Number, created: float
-    ) -> None:
-        """Add a sample of the counter `name` (without _total)."""
-        family = self.family(name, help, "counter")
-        if family is not None:
-            family.samples.append(Sample(f"{name}_total", labels, number))
-            if self._created:
-                family.samples.append(Sample(f"{name}_created", labels, created))
-
-    def gauge(self, name: str, help: str, labels: dict[str, str], number: float) -> None:
-        """Add a sample of the gauge `name`."""
-        family = self.family(name, help, "gauge")
-        if family is not None:
-            family.samples.append(Sample(name, labels, number))
-
-    def histogram(
-        self,
-        name: str,
-        help: str,
-        labels: dict[str, str],
-        buckets: Iterable[tuple[str, float]],
-        total: float,
-    ) -> None:
-        """Add a histogram's samples; `buckets` are cumulative."""
-        family = self.family(name, help, "histogram")
-        if family is None:
-            return
-        count = 0.0
-        for bound, count in buckets:
-            family.samples.append(Sample(f"{name}_bucket", {**labels, "le": bound}, count))
-        family.samples.append(Sample(f"{name}_sum", labels, total))
-        family.samples.append(Sample(f"{name}_count", labels, count))
-
-
-def _add_model(families: _Families, app: App, model: str, state: ModelState, now: float) -> None:
+def _add_model(
+    families: Families, app: App, model: str, state: ModelState, parts: Parts, now: float
+) -> None:
     labels = dict(zip(MODEL_LABELS, model.split("/"), strict=False))
     settings = app.models.of(model)
     scored = score(state, settings, None, now)
-    created = float(state.constants.get("created", 0.0))
+    created = _created(state)
     vector = state.all_time
+    if TOTALS not in parts:
+        return
 
     def count(name: str, help: str, number: Number, **more: str) -> None:
         families.counter(f"feedback_{name}", help, {**labels, **more}, number, created)
@@ -183,9 +135,10 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
     added, taken = superseded(vector)
     scored_ever = scored.of(added) if taken else scored
     if taken or app.settings.corrections:
-        _add_counts(count, "superseded_", scored_ever, scored.of(taken), app)
-    _add_counts(count, "", scored_ever, scored_ever, app)
-    _add_scores(families, labels, state, settings, scored, now)
+        _add_counts(count, "superseded_", scored_ever, scored.of(taken), parts)
+    _add_counts(count, "", scored_ever, scored_ever, parts)
+    segments = segments_of(state) if SEGMENTS in parts else ()
+    _add_scores(families, labels, state, settings, scored, segments, now)
     last = state.gauges.get(("last_event", ()))
     if last is not None:
         families.gauge(
@@ -194,12 +147,13 @@ def _add_model(families: _Families, app: App, model: str, state: ModelState, now
             labels,
             last.value,
         )
-    _add_user_metrics(families, labels, state, created)
-    if scored.task in ("binary", "multiclass"):
+    if USER in parts:
+        _add_user_metrics(families, labels, state, created)
+    if ANCESTOR in parts:
         _add_ancestors(families, app, model, state, scored_ever, created)
 
 
-def _add_halves(families: _Families, count: Any, labels: dict[str, str], vector: Vector) -> None:
+def _add_halves(families: Families, count: Any, labels: dict[str, str], vector: Vector) -> None:
     """Predictions and truths that came by themselves, and how long the truths took."""
     for family in ("predictions", "truths"):
         half = halves(vector, family)
@@ -232,7 +186,7 @@ def _add_rows(count: Any, scored: Scored) -> None:
     count("late_events", "Events too old for every window.", value(scored.vector, "late"))
 
 
-def _add_counts(count: Any, prefix: str, known: Scored, scored: Scored, app: App) -> None:
+def _add_counts(count: Any, prefix: str, known: Scored, scored: Scored, parts: Parts) -> None:
     """What ratios are made of; with a prefix, of what corrections took back.
 
     `known` says which series there are, `scored` has the numbers: what nothing was taken back of
@@ -245,16 +199,15 @@ def _add_counts(count: Any, prefix: str, known: Scored, scored: Scored, app: App
         count(prefix + name, help + again, number, **more)
 
     _add_rows(add, scored)
-    _add_sums(add, known.vector, vector, len(known.outputs))
+    _add_sums(add, known.vector, vector, len(known.outputs), parts)
     if known.task == "regression":  # its first rows may have been counted as classes
         return
-    one_class = known.task in ("binary", "multiclass")
-    if one_class:
+    if known.task in ("binary", "multiclass"):
         help = "Rows whose predicted class was the true one."
         add("correct_rows", help, sum(vector.get("true_positives", {}).values()))
     counts = {each.name: each for each in scored.classes}
-    classes = [each.name for each in known.classes]
-    for label in classes:
+    classes = [each.name for each in known.classes] if {CLASSES, CONFUSION} & parts else []
+    for label in classes if CLASSES in parts else ():
         each = counts.get(label) or Counts(label, 0, 0, 0, scored.rows)
         for name, number in (
             ("true_positives", each.hits),
@@ -264,7 +217,7 @@ def _add_counts(count: Any, prefix: str, known: Scored, scored: Scored, app: App
         ):
             kind = name.replace("_", " ").capitalize()
             add(name, f"{kind} of the class against the rest.", number, **{"class": label})
-    if one_class and len(classes) <= app.settings.confusion_classes:
+    if CONFUSION in parts:
         for truth in classes:
             for prediction in classes:
                 add(
@@ -276,16 +229,20 @@ def _add_counts(count: Any, prefix: str, known: Scored, scored: Scored, app: App
                 )
 
 
-def _add_sums(count: Any, known: Vector, vector: Vector, outputs: int) -> None:
+def _add_sums(count: Any, known: Vector, vector: Vector, outputs: int, parts: Parts) -> None:
     """Sums from which PromQL can make ratios; those in `known`, with their numbers in `vector`."""
     for family, name, help in _SUMS:
         if family in known:
             count(name, help, shown(family, value(vector, family)))
     for family, name, help in _OUTPUT_SUMS:
+        if outputs > 1 and OUTPUTS not in parts:
+            break
         for labels in sorted(known.get(family, {})):
             more = {"output": labels[0]} if outputs > 1 else {}
             count(name, help, shown(family, value(vector, family, *labels)), **more)
     for labels in sorted(known.get("rewards", {})):
+        if labels and ROUTES not in parts:
+            continue
         more = {"route": labels[0]} if labels else {}
         name = "route_reward" if labels else "reward"
         of = "a route's rewards" if labels else "rewards"
@@ -305,11 +262,12 @@ def _add_sums(count: Any, known: Vector, vector: Vector, outputs: int) -> None:
 
 
 def _add_scores(
-    families: _Families,
+    families: Families,
     labels: dict[str, str],
     state: ModelState,
     settings: ModelSettings,
     scored: Scored,
+    segments: Iterable[str],
     now: float,
 ) -> None:
     help = "A score of the model over a window; derived, so do not rate() it."
@@ -325,7 +283,7 @@ def _add_scores(
             scored.rows,
         )
 
-    for segment in ("", *segments_of(state)):
+    for segment in ("", *segments):
         more = {"segment": segment} if segment else {}
         whole = score(state, settings, None, now, segment) if segment else scored
         add(whole, ALL, more)
@@ -346,33 +304,60 @@ def score(
 
 
 def _add_user_metrics(
-    families: _Families, labels: dict[str, str], state: ModelState, created: float
+    families: Families, labels: dict[str, str], state: ModelState, created: float
 ) -> None:
     vector = state.all_time
     help = "A metric of the user's, from truth.meta.metrics or a custom class."
-    for (name, *tags), number in sorted(vector.get("user_counters", {}).items()):
-        total = shown("user_counters", number)
-        families.counter(name, help, labels | _tags(tags), total, created)
-    for (family, key), gauge in sorted(state.gauges.items()):
-        if family == "user_gauges":
-            families.gauge(key[0], help, labels | _tags(list(key[1:])), gauge.value)
-    cells: Mapping[Labels, Number] = vector.get("user_timers_bucket", {})
-    for (name, *tags), number in sorted(vector.get("user_timers_sum", {}).items()):
+    for name, tags, number in _user_series(vector.get("user_counters", {}), "COUNTER"):
+        families.counter(name, help, labels | tags, shown("user_counters", number), created)
+    gauges = {key: gauge for (family, key), gauge in state.gauges.items() if family == USER_GAUGES}
+    by_age = {key: gauges[key].value for key in sorted(gauges, key=lambda key: gauges[key].time)}
+    for name, tags, number in _user_series(by_age, "GAUGE"):
+        families.gauge(name, help, labels | tags, number)
+    cells: dict[Labels, Number] = {}
+    for (name, bound, *flat), number in vector.get("user_timers_bucket", {}).items():
+        key = (name, bound, *_said(flat))
+        cells[key] = cells.get(key, 0) + number
+    for name, tags, total in _user_series(vector.get("user_timers_sum", {}), "TIMER"):
         seen = 0.0
         buckets: list[tuple[str, float]] = []
+        flat = [text for pair in tags.items() for text in pair]
         for bound in (*map(repr, BUCKETS), "+Inf"):
-            seen += cells.get((name, bound, *tags), 0)
+            seen += cells.get((name, bound, *flat), 0)
             buckets.append((bound, seen))
-        total = shown("user_timers_sum", number)
-        families.histogram(name, help, labels | _tags(tags), buckets, total)
+        families.histogram(name, help, labels | tags, buckets, shown("user_timers_sum", total))
 
 
-def _tags(flat: list[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+USER_GAUGES = "user_gauges"
+
+
+def _user_series(
+    cells: Mapping[Labels, Number], kind: str
+) -> Iterator[tuple[str, dict[str, str], Number]]:
+    """Name, tags and number of each series that may be exposed, in order.
+
+    To Prometheus a tag without a value is none: series that differ in such tags only are one, whose
+    number is the sum of theirs, and of gauges the last.
+    """
+    found: dict[Labels, Number] = {}
+    for (name, *flat), number in cells.items():
+        key = (name, *_said(flat))
+        if is_exposed(name, kind, key[1:]):
+            found[key] = number if kind == "GAUGE" else found.get(key, 0) + number
+    for (name, *flat), number in sorted(found.items()):
+        yield name, dict(zip(flat[::2], flat[1::2], strict=True)), number
+
+
+def _said(flat: list[str]) -> list[str]:
+    """Tags and values in turn, without those that have none."""
+    if len(flat) % 2:
+        return flat
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return [text for tag, value in pairs if value for text in (tag, value)]
 
 
 def _add_ancestors(
-    families: _Families,
+    families: Families,
     app: App,
     model: str,
     state: ModelState,
@@ -444,7 +429,12 @@ def _add_ancestors(
             )
 
 
-def _add_server(families: _Families, app: App) -> None:
+def _created(state: ModelState) -> float:
+    """When the model came to be, epoch seconds."""
+    return float(state.constants.get("created", 0.0))
+
+
+def _add_server(families: Families, app: App, omitted: Mapping[str, int]) -> None:
     stats = app.stats
     families.histogram(
         "feedback_commit_seconds",
@@ -516,6 +506,13 @@ def _add_server(families: _Families, app: App) -> None:
         stats.omissions(),
         stats.started,
     )
+    for part in PARTS:
+        families.gauge(
+            "feedback_series_omitted",
+            "Series of models that are not exposed, for FEEDBACK_MAX_SERIES; at most.",
+            {"part": part},
+            float(omitted.get(part, 0)),
+        )
     families.gauge(
         "feedback_seen_ids", "Event ids remembered for deduplication.", {}, app.store.seen()
     )
@@ -537,39 +534,91 @@ def render(app: App, accept: str) -> tuple[bytes, str]:
     created = prefers_openmetrics(accept)
     encode, content_type = choose_encoder(OPENMETRICS if created else "")
     now = app.now()
-    known = _encoded.setdefault(app, {}).setdefault(created, {})
+    kept = _kept_of(app)
+    known = kept.encoded[created]
     blocks: dict[bytes, list[bytes]] = {}  # HELP and TYPE of a family -> samples
     taken: set[bytes] = set()
-    states = app.read().models
-    for gone in known.keys() - states.keys():
+    models, omitted = _chosen(app, app.read().models)
+    for gone in known.keys() - models.keys():
         known.pop(gone, None)  # another thread may have been first
 
-    def of_model(model: str, state: ModelState) -> _Blocks:
+    def of_model(model: str, found: tuple[ModelState, Parts]) -> Blocks:
+        state, parts = found
         settings = app.models.of(model)
         panes = tuple(int(now // window.width) for window in settings.windows)
         entry = known.get(model)
-        if entry is None or entry[0] is not state or entry[1:3] != (settings, panes):
-            families = _Families(created)
-            _add_model(families, app, model, state, now)
-            entry = known[model] = (state, settings, panes, _blocks(encode(_Part(families))))
-        return entry[3]
+        if entry is None or entry[0] is not state or entry[1:4] != (settings, panes, parts):
+            families = Families(created)
+            _add_model(families, app, model, state, parts, now)
+            text = blocks_of(encode(Part(families)))
+            entry = known[model] = (state, settings, panes, parts, text)
+        return entry[4]
 
-    for _, found in app.isolation.each(sorted(states.items()), of_model):
-        _append(blocks, taken, found)
-    families = _Families(created)
-    _add_server(families, app)
-    _append(blocks, taken, _blocks(encode(_Part(families))))
+    for _, found in app.isolation.each(models.items(), of_model):
+        append(blocks, taken, found)
+    families = Families(created)
+    _add_server(families, app, omitted)
+    append(blocks, taken, blocks_of(encode(Part(families))))
     parts = [part for head, bodies in blocks.items() for part in (head, *bodies)]
     if created:
         parts.append(b"# EOF\n")
     return b"".join(parts), content_type
 
 
-_Blocks = list[tuple[bytes, bytes]]
-_encoded: WeakKeyDictionary[
-    App, dict[bool, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], _Blocks]]]
-] = WeakKeyDictionary()
-"""What is kept, by format: there are two, whatever versions and parameters clients ask for."""
+Parts = frozenset[str]
+
+
+@dataclass
+class _Kept:
+    """What is kept of an app's exposition from one scrape to the next, by model."""
+
+    encoded: dict[
+        bool, dict[str, tuple[ModelState, ModelSettings, tuple[int, ...], Parts, Blocks]]
+    ] = field(default_factory=lambda: {False: {}, True: {}})
+    """By format: there are two, whatever versions and parameters clients ask for."""
+    sizes: dict[str, tuple[ModelState, ModelSettings, Sizes]] = field(default_factory=dict)
+    warned: bool = False
+    """Whether it was logged that series are omitted."""
+
+
+_kept: WeakKeyDictionary[App, _Kept] = WeakKeyDictionary()
+
+
+def _kept_of(app: App) -> _Kept:
+    return _kept.setdefault(app, _Kept())
+
+
+def _chosen(
+    app: App, states: Mapping[str, ModelState]
+) -> tuple[dict[str, tuple[ModelState, Parts]], Mapping[str, int]]:
+    """The models by id with what is exposed of them, and how many series are not, by part.
+
+    Models whose state cannot be read are left out.
+    """
+    kept = _kept_of(app)
+    for gone in kept.sizes.keys() - states.keys():
+        kept.sizes.pop(gone, None)
+
+    def of_model(model: str, state: ModelState) -> tuple[float, Sizes]:
+        settings = app.models.of(model)
+        entry = kept.sizes.get(model)
+        if entry is None or entry[0] is not state or entry[1] != settings:
+            confusion = app.settings.confusion_classes
+            found = sizes(model, state, settings, confusion, app.settings.corrections)
+            entry = kept.sizes[model] = (state, settings, found)
+        return _created(state), entry[2]
+
+    known = dict(app.isolation.each(sorted(states.items()), of_model))
+    parts, omitted = choose(known, app.settings.max_series)
+    if omitted and not kept.warned:
+        logger.warning(
+            "%d series are not exposed; FEEDBACK_MAX_SERIES is %d",
+            sum(omitted.values()),
+            app.settings.max_series,
+        )
+    kept.warned = bool(omitted)
+    return {model: (states[model], parts[model]) for model in known}, omitted
+
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 _VERSION = re.compile(r"1\.[0-9]{1,3}(\.[0-9]{1,3})?")
@@ -593,42 +642,3 @@ def prefers_openmetrics(accept: str) -> bool:
     return most["application/openmetrics-text"] > 0.0 and (
         most["application/openmetrics-text"] >= most["text/plain"]
     )
-
-
-def _blocks(text: bytes) -> _Blocks:
-    """The families of an exposition: each one's HELP and TYPE lines, and its samples."""
-    found = []
-    text = b"\n" + text.removesuffix(b"# EOF\n").removesuffix(b"\n")
-    for block in text.split(b"\n# HELP ")[1:]:  # a label may hold anything but a line's end
-        help, kind, samples = (block + b"\n").split(b"\n", 2)
-        found.append((b"# HELP " + help + b"\n" + kind + b"\n", samples))
-    return found
-
-
-def _append(blocks: dict[bytes, list[bytes]], taken: set[bytes], more: _Blocks) -> None:
-    """Add samples to their families; one whose names another family has is left out."""
-    for head, samples in more:
-        same = blocks.get(head)
-        if same is not None:
-            same.append(samples)
-            continue
-        names = _names(head)
-        if taken.isdisjoint(names):
-            taken |= names
-            blocks[head] = [samples]
-
-
-@lru_cache(maxsize=4096)
-def _names(head: bytes) -> frozenset[bytes]:
-    """The names that a family and its samples have, in either format."""
-    kind = head.rstrip().rpartition(b" ")[2]
-    name = head.split(b" ", 3)[2]
-    if kind == b"counter":
-        name = name.removesuffix(b"_total")
-    return frozenset(name + suffix for suffix in _SUFFIXES.get(kind, (b"",)))
-
-
-_SUFFIXES = {
-    b"counter": (b"", b"_total", b"_created"),
-    b"histogram": (b"", b"_bucket", b"_sum", b"_count", b"_created"),
-}

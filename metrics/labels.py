@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from .counters import OTHER, Compact, Increment
 from .errors import Refused
+from .evaluators.classification import cell
 from .model_settings import ModelSettings
 from .payload import Feedback, check_label
 from .state import GaugeKey
@@ -25,7 +26,7 @@ MAX_SEGMENT_VALUES = 50
 """Values of one segment key; further ones count as `__other__`."""
 
 Kinds = dict[str, set[str]]
-"""The labels of a model in use, by kind: `class`, `route`, `metric`, `segment`."""
+"""The labels of a model in use, by kind: `class`, `confusion`, `route`, `metric`, `segment`."""
 
 
 class LabelsInUse:
@@ -122,6 +123,8 @@ def _labels_in(vector: Increment | Compact) -> Kinds:
         cells = vector.get(family)
         if cells:
             found.setdefault("class", set()).update([labels[0] for labels in cells])
+    if "confusion" in vector:
+        found["confusion"] = {cell(*labels) for labels in vector["confusion"]}
     if "rewards" in vector:
         found["route"] = {labels[0] for labels in vector["rewards"] if labels}
     for family in ("user_counters", "user_timers_sum"):

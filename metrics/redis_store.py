@@ -63,7 +63,7 @@ import orjson
 
 from .counters import Increment, Number, Vector, decode_key, encode_key, merge, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
-from .exact import restored, stored
+from .exact import read_back, stored
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
 from .state import Delta, Entry, Gauge, Mirror, RecordKey, State, home_of, total
 from .store import (
@@ -751,8 +751,11 @@ def _vector(flat: Sequence[str]) -> Vector:
     vector: dict[str, Any] = {}
     for key, text in _pairs(flat):
         family, labels = _decode(key)
-        number = text if "p" in text else _number(text)
-        vector.setdefault(family, {})[labels] = restored(family, number)
+        try:
+            number: Any = text if "p" in text else _number(text)
+        except ValueError:
+            number = text
+        vector.setdefault(family, {})[labels] = read_back(family, number)
     return vector
 
 

@@ -75,7 +75,7 @@ import orjson
 
 from .counters import Labels, Packed, decode_key, encode_key, value
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
-from .exact import restored, stored
+from .exact import read_back, stored
 from .sqlite_file import Change, Files, abandon, identity, write_again
 from .state import (
     TAG,
@@ -624,7 +624,7 @@ class SQLiteStore:
         vectors: dict[int, dict[str, Any]] = {id: {} for id in homes}
         for id, key, number in counters:
             family, labels = _known_key(key)
-            vectors[id].setdefault(family, {})[labels] = restored(family, number)
+            vectors[id].setdefault(family, {})[labels] = read_back(family, number)
         for id, family, body in arrays:
             vectors[id][family] = _array(orjson.loads(body))
         self._mirror.clear()
@@ -732,7 +732,7 @@ class SQLiteStore:
                 [(ids[model], name, orjson.dumps(in_force[name]).decode()) for name in constants],
             )
 
-    def _in_time(self, rows: list[tuple[int, str, Number]]) -> Iterator[tuple[int, str, Number]]:
+    def _in_time(self, rows: list[tuple[int, str, Any]]) -> Iterator[tuple[int, str, Any]]:
         """The rows of a fold; raises StoreUnavailable where `hasten` leaves no time for all."""
         for at, row in enumerate(rows):
             if at % 1024 == 1023:
@@ -1031,7 +1031,7 @@ def _decode(text: str) -> Delta:
             vector.update({family: _array(parts) for family, parts in families.items()})
         for key, number in numbers.items():
             family, labels = _known_key(key)
-            vector.setdefault(family, {})[labels] = restored(family, number)
+            vector.setdefault(family, {})[labels] = read_back(family, number)
         delta.groups[model, tuple(Pane(*pane) for pane in panes)] = vector
     delta.dropped = [(model, Pane(*pane)) for model, pane in stored["dropped"]]
     for model, gauges in stored["gauges"].items():

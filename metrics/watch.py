@@ -14,9 +14,11 @@ from typing import Any
 
 from . import background
 from .alerts import Rule, Status, status_of, step
+from .counters import superseded
 from .errors import ConstantsDiffer, FeedbackMetricsError
 from .model_settings import ModelSettings
 from .outbox import Alert, Outbox, constant, with_one_more
+from .scores.support import rows_behind
 from .scores.view import Scored, naming, score_vector, task_of, vector_of
 from .state import Entry, ModelState
 from .store import Store
@@ -24,7 +26,7 @@ from .store import Store
 logger = logging.getLogger("metrics.alerts")
 
 ATTEMPTS = 5
-"""Tries of a transition while other replicas make theirs."""
+"""Tries of a transition while other replicas make theirs, besides one for each rule."""
 
 
 class Watch:
@@ -111,7 +113,7 @@ class Watch:
     def _bring_up(
         self, model: str, settings: ModelSettings, carriers: list[Entry], now: float
     ) -> None:
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS + len(settings.alerts)):
             state = self._store.read().models.get(model)
             if state is None:
                 return
@@ -164,7 +166,12 @@ class Watch:
             carrier = carriers[-1] if carriers else None
             digest = carrier.digest.hex() if carrier and self._outbox is None else ""
             before = status_of(state.constants, rule)
-            status = step(rule, before, value, of_window.rows, now, digest)
+            rows = rows_behind(of_window, rule.score)
+            data = None
+            if rule.seconds and value is not None and rule.crossed(value):
+                ever, _ = superseded(state.all_time)
+                data = rows_behind(of_window.of(ever), rule.score)
+            status = step(rule, before, value, rows, now, digest, data)
             if status is None:
                 continue
             if status.transitions > before.transitions and not carrier and self._outbox is None:

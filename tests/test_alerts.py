@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from metrics.alerts import (
     FIRING,
     OK,
     PENDING,
+    RARE,
     REMEMBERED,
     RESOLVED,
     SCORES,
@@ -30,10 +33,13 @@ from metrics.alerts import (
 from metrics.app import App
 from metrics.config import load
 from metrics.exposition import render
+from metrics.model_settings import ModelSettings
 from metrics.replies import Response
 from metrics.scores import model_view
+from metrics.scores.support import rows_behind
+from metrics.scores.view import Naming, score_vector
 from metrics.store import open_store
-from tests.oracle import ORACLES
+from tests.oracle import ORACLES, Rows, Stream
 from tests.servers import RedisServer, lint_metrics
 from tests.servers_http import OwnServer, ParliamentServer, attributes, feedback, series, until
 
@@ -87,6 +93,50 @@ def test_it_waits_for_its_duration() -> None:
     assert statuses[-1].transitions == 1
 
 
+def test_a_silence_is_no_part_of_the_duration() -> None:
+    """Neither ticks without a new row nor the gap that ends with one count; what is before does."""
+    rule = Rule("low", "accuracy", below=0.5, seconds=60)
+    found, data = Status(), 0
+    states = []
+    for seconds, rows in (
+        *((0, 1), (30, 1), (31, 0), (89, 0), (95, 0), (5000, 0)),
+        *((9000, 1), (9010, 1), (9029, 1), (9035, 0), (9500, 0), (9501, 1), (9502, 1)),
+    ):
+        data += rows
+        found = step(rule, found, 0.1, 9, NOW + seconds, "d", data) or found
+        states.append((seconds, found.state))
+    assert [each for each in states if each[1] == FIRING] == [(9502, FIRING)]
+    assert found.transitions == 1
+
+
+def test_a_rule_of_rare_rows_fires_after_some_silences() -> None:
+    """Rows that come more rarely than its duration do not keep it from firing for ever."""
+    rule = Rule("low", "accuracy", below=0.5, seconds=60)
+    found = Status()
+    for hour in range(RARE + 1):
+        assert found.state != FIRING
+        found = step(rule, found, 0.1, 9, NOW + 3600 * hour, "d", hour) or found
+    assert found.state == FIRING
+    ended = step(rule, found, 0.9, 9, NOW + 1e6, "d", 99)
+    assert ended is not None
+    again = step(rule, ended, 0.1, 9, NOW + 2e6, "d", 100)
+    assert again is not None
+    assert (again.state, again.silences) == (PENDING, 0)
+
+
+def test_a_status_of_an_earlier_version_goes_on() -> None:
+    """One that was pending without knowing of rows."""
+    rule = Rule("low", "accuracy", below=0.5, seconds=60)
+    stored = {"state": PENDING, "since": NOW, "value": 0.1, "transitions": 0, "recent": []}
+    known = status_of({rule.constant: stored}, rule)
+    assert known.state == PENDING
+    noted = step(rule, known, 0.1, 9, NOW + 30, "d", 5)
+    assert noted is not None
+    fired = step(rule, noted, 0.1, 9, NOW + 60, "d", 6)
+    assert fired is not None
+    assert fired.state == FIRING
+
+
 def test_what_says_nothing_changes_nothing() -> None:
     """An undefined score, or one of too few rows, neither fires nor resolves."""
     assert step(LOW, Status(), None, 9, NOW) is None
@@ -124,6 +174,45 @@ def test_every_score_can_have_a_rule() -> None:
     named = {score for scores in ORACLES.values() for score in scores}
     assert named <= SCORES
     assert {name for name in SCORES - named if not name.startswith("fbeta")} == set()
+
+
+def test_the_rows_behind_a_score_are_its_own() -> None:
+    """Rows with probabilities, of the positive class, predicted as it, whose truth is not 0."""
+    rng = np.random.default_rng(5)
+    p, truth = rng.random(300), rng.integers(0, 2, 300)
+    asked = ModelSettings(task="binary", k=1, beta=2)
+    stream = Stream(asked)
+    stream.send(Rows(asked, truth[:200], (p >= 0.5)[:200], np.column_stack([1 - p, p])[:200]))
+    stream.send(Rows(asked, truth[200:], (p >= 0.5)[200:].astype(int), None))
+    scored, guess = stream.scored(), p >= 0.5
+    rows = {score: rows_behind(scored, score) for score in scored.scores}
+    for score in ("log_loss", "brier_score", "roc_auc_ovr", "average_precision", "top_k_accuracy"):
+        assert rows.pop(score) == 200, score
+    assert rows.pop("expected_calibration_error") == 200
+    assert rows.pop("precision") == guess.sum()
+    assert rows.pop("recall") == truth.sum()
+    assert rows.pop("specificity") == (truth == 0).sum()
+    for score in ("f1", "jaccard", "fbeta"):
+        assert rows.pop(score) == (guess | (truth == 1)).sum(), score
+    assert set(rows.values()) == {300}
+    assert len(rows) > 15
+
+    asked = ModelSettings(task="regression")
+    stream = Stream(asked)
+    stream.send(Rows(asked, np.array([0.0, 0.0, 1.5, 2.5]), np.array([1.0, 0.5, 1.5, 2.0])))
+    scored = stream.scored()
+    assert rows_behind(scored, "mean_absolute_percentage_error") == 2
+    assert {rows_behind(scored, score) for score in ("r2", "mean_error")} == {4}
+
+    asked = ModelSettings(task="multilabel")
+    stream = Stream(asked)
+    labels = rng.integers(0, 2, (50, 4))
+    stream.send(Rows(asked, labels, labels))
+    assert {rows_behind(stream.scored(), score) for score in stream.scored().scores} == {50}
+    for task in ("binary", "multiclass", "multilabel", "regression"):
+        nothing = Stream(ModelSettings(task=task))
+        empty = score_vector({}, task, nothing.settings, Naming((), 0))
+        assert {rows_behind(empty, score) for score in SCORES} == {0}, task
 
 
 # --- a function with rules ------------------------------------------------------------------------
@@ -228,6 +317,22 @@ def test_the_reply_to_the_event_that_crossed_is_the_alert(function: Function) ->
     state = app.read().models[MODEL]
     view = model_view(MODEL, state, app.models.of(MODEL), app.now())
     assert (view["events"], view["alerts"][0]["state"]) == (9, OK)
+
+
+def test_rows_that_say_nothing_of_a_score_fire_no_rule(function: Function) -> None:
+    """One bad probability beside many labels is one row of a log loss."""
+    rule = "{name: loss, score: log_loss, above: 0.1, rows: 3}"
+    function.rules.write_text(f'models:\n  "*/*/*/*": {{alerts: [{rule}]}}\n')
+    app = function.start()
+    for _ in range(10):
+        assert told(send(app, True)) == PLAIN
+    answers = []
+    for _ in range(3):
+        headers = {f"ce-{name}": text for name, text in attributes(str(next(ids)), MODEL).items()}
+        headers["content-type"] = "application/json"
+        body = json.dumps(feedback([[0.5, 0.5]], [1]))
+        answers.append(told(app.post_sync(headers, body.encode())))
+    assert answers == [PLAIN, PLAIN, (f"{METRICS}.alert", "loss", FIRING)]
 
 
 def test_a_window_and_a_duration(function: Function) -> None:
@@ -388,19 +493,52 @@ def test_a_sink_gets_alerts_by_themselves(function: Function, receiver: Receiver
     assert data["alerts"][0]["state"] == FIRING
 
 
-def test_time_alone_can_fire_for_a_sink(function: Function, receiver: Receiver) -> None:
-    """The duration ends without any event."""
+def test_a_duration_does_not_end_in_silence(function: Function, receiver: Receiver) -> None:
+    """A sink's rules are looked at every second, and yet time without rows does not count."""
     app = function.start(K_SINK=receiver.url)
     for _ in range(100):
         send(app, True)
     function.now += 900
     for _ in range(5):
         send(app, False)
+    until(lambda: status(app, "recent").state == PENDING)
+    began = status(app, "recent").since
     function.now += 61
+    time.sleep(2.5)  # two looks at least
+    assert status(app, "recent").state == PENDING
+    send(app, False)
+    until(lambda: status(app, "recent").silences == 1)
+    assert status(app, "recent").since == began + 61
+    for _ in range(2):
+        assert not receiver.alerts()
+        function.now += 30
+        send(app, False)
     until(receiver.alerts)
     assert [(each["ce-rule"], each["ce-state"]) for each in receiver.alerts()] == [
         ("recent", FIRING)
     ]
+
+
+def test_time_alone_can_fire_for_a_sink(function: Function, receiver: Receiver) -> None:
+    """Without a duration: what was right leaves the window, and what was wrong is left in it."""
+    function.rules.write_text(RULES.replace(", for: 60s", ""))
+    app = function.start(K_SINK=receiver.url)
+    for _ in range(10):
+        send(app, True)
+    function.now += 300
+    for _ in range(5):
+        send(app, False)
+    function.now += 450
+    until(receiver.alerts)
+    assert [(each["ce-rule"], each["ce-state"]) for each in receiver.alerts()] == [
+        ("recent", FIRING)
+    ]
+
+
+def status(app: App, rule: str) -> Status:
+    """How a rule stands in the store."""
+    constants = app.read().constants(MODEL)
+    return status_of(constants, Rule(rule, "accuracy"))
 
 
 # --- over HTTP ------------------------------------------------------------------------------------

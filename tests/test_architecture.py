@@ -26,7 +26,7 @@ LAYERS = (
     {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
     {"labels", "replies", "ignored"},
     {"app"},
-    {"exposition", "pages", "dashboard", "pushgateway"},
+    {"exposition", "families", "series_cap", "pages", "dashboard", "pushgateway"},
     {"host", "log", "workers"},
     {"server"},
     {"commands"},

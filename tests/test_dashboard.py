@@ -190,6 +190,11 @@ def test_any_share_at_all_has_a_shade() -> None:
     ("number", "shown"),
     [
         (0.0, "0.0000"),
+        (-0.0, "0.0000"),
+        (0.99996, "0.9999"),
+        (-0.99996, "-0.9999"),
+        (1.0, "1.0000"),
+        (0.00000001, "1.000e-08"),
         (0.97333333, "0.9733"),
         (-0.5, "-0.5000"),
         (15.52, "15.520"),
@@ -208,6 +213,10 @@ def test_figures(number: float, shown: str) -> None:
 
 def test_words() -> None:
     """Shares, names of scores, axes, moments."""
+    assert [percent(each) for each in (0.0004, 0.995, 0.99996, 1.0, 0.999, -0.0)] == [
+        *("<0.1 %", "99.5 %", "99.9 %", "100 %", "99.9 %", "0 %")
+    ]
+    assert (brief(0.9997), brief(-0.0), brief(0.0100001)) == ("0.999", "0.000", "0.010")
     assert (percent(0.0123), percent(0.5), percent(0.0)) == ("1.2 %", "50 %", "0 %")
     assert (title("roc_auc_ovr"), title("f1")) == ("ROC AUC OvR", "F1")
     assert (brief(0.25), brief(0.001), brief(1234.5)) == ("0.250", "0.0010", "1234.5")

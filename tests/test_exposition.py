@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from metrics import config, exposition
 from metrics.app import App
+from metrics.commands.show import view_table
+from metrics.scores import model_view
 from metrics.store import MemoryStore
 from tests.servers import lint_metrics
+from tests.servers_http import message
 
 GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -58,7 +62,7 @@ class Fixed:
         }
         body = {
             "truth": {"data": {"ndarray": truth}, "meta": {"metrics": metrics}},
-            "response": {"data": {"ndarray": response}},
+            "response": response if isinstance(response, dict) else message(response),
         }
         answer = self.app.post_sync(headers, orjson.dumps({**body, **more}))
         assert answer.status == 200, answer.body
@@ -189,7 +193,7 @@ def test_what_clients_accept_is_not_kept(fixed: Fixed) -> None:
     """Hundreds of versions and parameters add nothing to what is held in memory."""
     fixed.text()
     fixed.text(OPENMETRICS)
-    held = exposition._encoded[fixed.app]
+    held = exposition._kept[fixed.app].encoded
     gc.collect()
     before = sys.getsizeof(held), len(held), len(gc.get_objects())
     for number in range(300):
@@ -198,6 +202,23 @@ def test_what_clients_accept_is_not_kept(fixed: Fixed) -> None:
     gc.collect()
     assert (sys.getsizeof(held), len(held)) == before[:2]
     assert len(gc.get_objects()) - before[2] < 1000
+
+
+def test_no_reader_meets_the_negative_zero() -> None:
+    """Scores, intervals, sums and the user's own gauges: in both formats, JSON and on pages."""
+    fixed = Fixed()
+    gauge = [{"key": "mine", "type": "GAUGE", "value": -0.0}]
+    for _ in range(2):
+        fixed.send([-0.0], [-0.0], "regressor", gauge, reward=-0.0)
+        fixed.send([1], [0.9], "binary", reward=0.0)
+    texts = [fixed.text(), fixed.text(OPENMETRICS)]
+    for model, state in fixed.app.read().models.items():
+        view = model_view(model, state, fixed.app.models.of(model), NOW, curves=True)
+        texts.append(orjson.dumps(view).decode())
+        texts.append(view_table(view))
+    for text in texts:
+        assert not re.search(r"-0(\.0*)?(?![.0-9])", text)
+    fixed.app.close()
 
 
 LABELS = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import erf, inf, nextafter, sqrt, ulp
+from math import copysign, erf, inf, nextafter, sqrt, ulp
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
+from metrics.alerts import SCORES
 from metrics.exact import squared, to_units
 from metrics.model_settings import ModelSettings
 from metrics.scores.intervals import (
@@ -22,6 +26,7 @@ from metrics.scores.intervals import (
     student_quantile,
     wilson,
 )
+from metrics.scores.ranges import RANGES, fixed, held, held_interval, range_of
 from tests.oracle import Rows, Stream
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -281,8 +286,106 @@ def test_the_intervals_of_probabilities() -> None:
     assert shown["top_k_accuracy"] == shown["accuracy"]
     low, high = shown["roc_auc_ovr"]
     positives = int(truth.sum())
-    spread = stats.norm.ppf(0.975) * _hanley_mcneil((low + high) / 2, positives, 60 - positives)
-    assert high - low == pytest.approx(2 * spread)
+    auc = roc_auc_score(truth, p)
+    spread = stats.norm.ppf(0.975) * _hanley_mcneil(auc, positives, 60 - positives)
+    assert low <= auc - spread
+    assert high >= min(1, auc + spread)
+    assert high - low <= 2 * spread + 0.02  # and no wider than its bounds make it
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_aucs_interval_is_one_of_every_auc_that_its_bounds_allow(seed: int) -> None:
+    """Where few bins tell the scores apart, too: it holds the interval of the exact AUC."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(4, 400))
+    truth = (rng.random(n) < rng.choice([0.1, 0.5])).astype(int)
+    truth[:2] = 0, 1
+    spread = rng.choice([0.001, 0.05, 1.0])  # of logits; a bin is 1/32
+    p = 1 / (1 + np.exp(-(spread * rng.normal(size=n) + spread * rng.integers(0, 3) * truth)))
+    settings = ModelSettings(task="binary")
+    stream = Stream(settings)
+    stream.send(Rows(settings, truth, p >= 0.5, np.column_stack([1 - p, p])))
+    scored = stream.scored()
+    low, high = scored.intervals["roc_auc_ovr"]
+    auc, positives = roc_auc_score(truth, p), int(truth.sum())
+    own = _found(auc_interval(auc, positives, n - positives, 0.95))
+    assert low <= own[0] + 1e-12
+    assert own[1] <= high + 1e-12
+    bounds = scored.bounds["roc_auc_ovr"]
+    for end in np.linspace(*bounds, 50):
+        own = _found(auc_interval(end, positives, n - positives, 0.95))
+        assert low <= own[0] + 1e-12, end
+        assert own[1] <= high + 1e-12, end
+
+
+def test_scores_of_one_bin_say_nothing_of_the_auc() -> None:
+    """Twenty thousand rows in perfect order within one bin: the bounds are all there is."""
+    p = np.linspace(0.5, 0.5002, 20_000)
+    truth = (np.arange(20_000) >= 10_000).astype(int)
+    shown = _shown(ModelSettings(task="binary"), truth, p >= 0.5, np.column_stack([1 - p, p]))
+    assert shown["roc_auc_ovr"] == (0, 1)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize("rows", [2, 3, 10])
+def test_intervals_stay_in_the_range_of_their_scores(columns: int, rows: int) -> None:
+    """Few rows, one of them surely wrong: no loss below 0, no Brier score above what it can be."""
+    p = np.full((rows, columns), 0.0)
+    p[:, 0] = 1.0
+    p[0] = np.eye(columns)[1]
+    p[1] = np.full(columns, 1 / columns)
+    truth = np.zeros(rows, int)
+    settings = ModelSettings(task="multiclass")
+    stream = Stream(settings)
+    stream.send(Rows(settings, truth, p.argmax(axis=1), p))
+    scored = stream.scored()
+    most = 1 if columns == 2 else 2
+    for name, end in (("brier_score", most), ("log_loss", -np.log(np.finfo(float).eps))):
+        low, high = scored.intervals[name]
+        assert 0 <= low <= scored.scores[name] <= high <= end, name
+    low, high = scored.intervals["brier_score"]
+    assert (low, high) == (0, most) or rows == 10
+    shown = _shown(ModelSettings(task="regression"), [0.0, 0.0], [0.0, 1.0])
+    assert shown["mean_absolute_error"][0] == 0
+    assert shown["mean_error"][0] < -5
+
+
+def test_every_score_has_a_range() -> None:
+    """One table: a score without a range would have neither its interval cut nor its rounding."""
+    assert set(RANGES) == SCORES
+
+
+@given(st.sampled_from(sorted(RANGES)), st.floats(-40, 40), st.floats(0, 40))
+def test_what_is_held_is_in_range(score: str, low: float, length: float) -> None:
+    """Ends are moved into the range and around the score; no end is the negative zero."""
+    least, most = range_of(score)
+    value = min(max(low, least), most)
+    found = held_interval((low, low + length), value, (least, most))
+    assert least <= found[0] <= value <= found[1] <= most
+    assert copysign(1, held(-0.0, (least, most))) == 1
+    assert all(copysign(1, end) == 1 for end in held_interval((-0.0, -0.0), 0.0, (-1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [
+        (0.99996, 4, "0.9999"),
+        (1 - 1e-16, 6, "0.999999"),
+        (-0.99999, 3, "-0.999"),
+        (1.99996, 4, "1.9999"),
+        (1.00004, 4, "1.0000"),
+        (1.0, 4, "1.0000"),
+        (0.00004, 4, "4.000e-05"),
+        (-1e-300, 6, "-1.00000e-300"),
+        (-0.0, 4, "0.0000"),
+        (0.0, 3, "0.000"),
+        (0.5, 0, "5e-01"),
+        (12.3456, 2, "12.35"),
+    ],
+)
+def test_rounding_reaches_no_bound(number: float, digits: int, text: str) -> None:
+    """Neither 0 nor 1 nor 2 are told of a score that is not."""
+    assert fixed(number, digits) == text
 
 
 @pytest.mark.parametrize(

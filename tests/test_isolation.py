@@ -18,6 +18,7 @@ from metrics.alerts import Rule, Status, status_of
 from metrics.commands.show import Stored
 from metrics.counters import NO_LABELS
 from metrics.errors import NotFound, Unreadable
+from metrics.exact import to_units
 from metrics.exposition import FeedbackCollector
 from metrics.isolation import LOG_LINES, LOG_SECONDS, Isolation
 from metrics.pages import add_routes, front
@@ -59,7 +60,7 @@ CAUSES: dict[str, Entry] = {
         BROKEN,
         b"",
         (ALL_TIME,),
-        {"events": {(): 1}, "targets": {("0",): 1}, "squared_error": {("0",): -1.0}},
+        {"events": {(): 1}, "targets": {("0",): 1}, "squared_error": {("0",): to_units(-1.0)}},
         constants={"task": "regression"},
     ),
     "a counter that is text": Entry(

@@ -43,12 +43,10 @@ class Gateway:
             assert not os.environ.get("CI"), "CI needs Debian's package prometheus-pushgateway"
             pytest.skip("prometheus-pushgateway is not installed (Debian's package of that name)")
         self.address = f"127.0.0.1:{free_port()}"
+        words = [program, f"--web.listen-address={self.address}"]
+        words += [f"--persistence.file={directory}/pushgateway"]  # Debian's default outlives tests
         with open(directory / "pushgateway.log", "wb") as log:
-            options = (
-                f"--web.listen-address={self.address}",
-                f"--persistence.file={directory / 'pushgateway.data'}",  # Debian's is shared
-            )
-            self._process = subprocess.Popen([program, *options], stdout=log, stderr=log)
+            self._process = subprocess.Popen(words, stdout=log, stderr=log)
         until(self._serves, 30)
 
     def _serves(self) -> bool:

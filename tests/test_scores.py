@@ -521,6 +521,19 @@ def test_agreement_is_exact_where_products_overflow_64_bits() -> None:
     assert agreement(many, 8 * scale) == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.parametrize("counts", [(1, 1), (1, 3), (5, 2, 9), (10**12, 3), (7,) * 30])
+def test_a_classifier_without_errors_correlates_by_exactly_one(counts: tuple[int, ...]) -> None:
+    """And one of two classes that is always wrong by -1: rounding would show 0.9999."""
+    rows = sum(counts)
+    right = [Counts(str(at), n, 0, 0, rows) for at, n in enumerate(counts)]
+    assert agreement(right, rows)["matthews_corrcoef"] == 1
+    assert agreement(right, rows)["cohen_kappa"] == 1
+    if len(counts) == 2:
+        first, second = counts
+        wrong = [Counts("a", 0, first, second, rows), Counts("b", 0, second, first, rows)]
+        assert agreement(wrong, rows)["matthews_corrcoef"] == -1
+
+
 def test_means_leave_out_what_is_undefined() -> None:
     """None is left out, not counted as 0; without any weight all weigh the same."""
     assert ratio(0, 0) is None

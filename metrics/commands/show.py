@@ -20,6 +20,7 @@ from ..isolation import Isolation
 from ..models_file import ModelsFile
 from ..payload import one_line
 from ..scores import model_view
+from ..scores.ranges import fixed
 from ..scores.view import ALL, task_of
 from ..state import ModelState
 from ..store import Store
@@ -271,5 +272,5 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.6g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-4 else f"{value:.6f}"
+        return f"{value:.6g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-4 else fixed(value, 6)
     return one_line(str(value), MAX_CELL)

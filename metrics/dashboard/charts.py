@@ -175,4 +175,5 @@ def shade(share: float) -> int:
 
 
 def _text(number: float) -> str:
-    return f"{number:.2f}".rstrip("0").rstrip(".")
+    text = f"{number:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

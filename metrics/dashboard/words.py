@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from unicodedata import category
 
+from ..scores.ranges import fixed, plain
+
 LABEL = 28
 """Characters of a label that are shown; its title has the rest."""
 
@@ -15,7 +17,7 @@ def figure(number: float) -> str:
         return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     size = abs(number)
     if size == 0 or 0.001 <= size < 10:
-        return f"{number:.4f}"
+        return fixed(number, 4)
     if 10 <= size < 100_000:
         return f"{number:#.5g}".rstrip(".")
     return f"{number:.3e}"
@@ -23,13 +25,20 @@ def figure(number: float) -> str:
 
 def brief(number: float) -> str:
     """A number in fewer digits than `figure`: the end of an axis or of an interval."""
-    return f"{number:.3f}" if 0.01 <= abs(number) < 10 or number == 0 else figure(number)
+    return fixed(number, 3) if 0.01 <= abs(number) < 10 or number == 0 else figure(number)
 
 
 def percent(share: float) -> str:
-    """A share of 1 in percent, with a digit behind the point where it is small."""
+    """A share of 1 in percent, with a digit behind the point where it is small or nearly all.
+
+    Neither 0 nor 100 percent are told of a share that is not.
+    """
     size = 100 * share
-    return f"{size:.1f} %" if 0 < size < 10 else f"{size:.0f} %"
+    if 0 < size < 0.05:
+        return "<0.1 %"
+    if 99.5 <= size < 100:
+        return f"{min(size, 99.9):.1f} %"
+    return f"{size:.1f} %" if 0 < size < 10 else f"{plain(size):.0f} %"
 
 
 def cut(label: str, most: int = LABEL) -> str:

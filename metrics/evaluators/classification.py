@@ -10,15 +10,18 @@ units, to FINE binary places a row; see `exact`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..bins import calibration_bin, logit_bin
-from ..counters import NO_LABELS, Labels, Number, Vector
+from ..counters import NO_LABELS, OTHER, Labels, Number, Vector
 from ..exact import FINE_ONE, fine, log_loss, of_fine, of_fine_squared
 from ..payload import Values
 
 MAX_SCORED_CLASSES = 64
 """Score histograms (ROC AUC, average precision) are kept for models of at most as many columns."""
+
+MAX_CONFUSIONS = 10_000
+"""Cells of a model's confusion matrix that are counted apart: all of 100 classes."""
 
 VECTOR_ROWS = 24
 """From as many rows numpy pays; one row neither waits for its import nor for its overhead."""
@@ -49,6 +52,30 @@ def count_outcomes(
         vector["false_negatives"] = misses
         vector["false_positives"] = alarms
         vector["confusion"] = wrong
+
+
+def cap_confusions(vector: Vector, known: Collection[str]) -> None:
+    """Fold fresh cells of the confusion matrix past MAX_CONFUSIONS, each into its truth's rest.
+
+    `known` are the cells that the model has, as `cell` names them.
+    """
+    wrong = vector.get("confusion", {})
+    room = MAX_CONFUSIONS - len(known)
+    if len(wrong) <= room:
+        return
+    folded: dict[Labels, Number] = {}
+    for (truth, prediction), n in wrong.items():
+        if prediction != OTHER and cell(truth, prediction) not in known:
+            room -= 1
+            if room < 0:
+                prediction = OTHER
+        folded[truth, prediction] = folded.get((truth, prediction), 0) + n
+    vector["confusion"] = folded
+
+
+def cell(truth: str, prediction: str) -> str:
+    """A cell of the confusion matrix as a label in use."""
+    return f"{truth}\0{prediction}"
 
 
 def count_probabilities(

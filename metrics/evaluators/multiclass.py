@@ -12,7 +12,7 @@ from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from . import one_row
 from .classes import REMEMBERED, TOLERANCE, Classes, agree, cap, count_pairs
-from .classification import VECTOR_ROWS, count_outcomes, count_probabilities
+from .classification import VECTOR_ROWS, cap_confusions, count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
 
 
@@ -76,6 +76,7 @@ def _count(
     keys = dict.fromkeys(key for pair in pairs for key in pair)  # in order: which are folded
     counted_as = cap(keys, known, settings.max_classes)
     count_outcomes(evaluation.increment, pairs, counted_as)
+    cap_confusions(evaluation.increment, known.labels.get("confusion", ()))
 
 
 def column_keys(columns: Sequence[int]) -> Sequence[str]:

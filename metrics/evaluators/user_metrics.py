@@ -110,15 +110,20 @@ def _name(name: Any, kind: Any, at: str) -> str:
     if not _NAME.fullmatch(name):
         raise Refused(f"{at}.key", f"{one_line(name, 40)!r} is no metric name")
     bare: str = name.removesuffix("_total")
-    if (
-        bare in _PROMETHEUS_NAMES
-        or name.startswith((*_RESERVED_NAMES, _PROMETHEUS_PREFIX))
-        or (kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total")))
-    ):
+    if _is_reserved(name, bare, kind):
         raise Refused(f"{at}.key", f"{name!r} is reserved")
     if not bare:
         raise Refused(f"{at}.key", "'_total' is no metric name")
     return bare
+
+
+def _is_reserved(name: str, bare: str, kind: str) -> bool:
+    """Whether a metric called so, `bare` without _total, is ours or Prometheus', or looks so."""
+    return (
+        bare in _PROMETHEUS_NAMES
+        or name.startswith((*_RESERVED_NAMES, _PROMETHEUS_PREFIX))
+        or (kind != "COUNTER" and name.endswith((*_RESERVED_SUFFIXES, "_total")))
+    )
 
 
 def _tags(tags: Any, at: str) -> Labels:
@@ -154,6 +159,18 @@ def _text(value: Any) -> str:
 def is_stored_name(name: str) -> bool:
     """Whether a name is one of those under which metrics are kept, now or by earlier versions."""
     return bool(_NAME.fullmatch(name)) and not name.startswith(_RESERVED_NAMES)
+
+
+def is_exposed(name: str, kind: str, tags: Labels) -> bool:
+    """Whether a series that a store holds may be exposed: well formed, and nobody else's.
+
+    A store may hold more than is taken today: of earlier versions, imported, or edited by hand.
+    """
+    try:
+        fits = is_stored_name(name) and not _is_reserved(name, name, kind)
+        return fits and are_stored_tags(tags)
+    except TypeError:  # what is no text at all
+        return False
 
 
 def are_stored_tags(flat: Labels) -> bool:

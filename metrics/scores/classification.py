@@ -129,6 +129,11 @@ def of_positive(positive: Counts, beta: float) -> dict[str, float | None]:
     return scores
 
 
+def _geometric_mean(one: int, other: int) -> float:
+    """The root of the product; exact where both are the same, so of a classifier without errors."""
+    return one if one == other else sqrt(one * other)
+
+
 def agreement(classes: Sequence[Counts], rows: int) -> dict[str, float | None]:
     """Accuracy, balanced accuracy, Matthews' correlation and Cohen's kappa.
 
@@ -144,6 +149,6 @@ def agreement(classes: Sequence[Counts], rows: int) -> dict[str, float | None]:
     return {
         "accuracy": ratio(hits, rows),
         "balanced_accuracy": mean(each.recall() for each in classes),
-        "matthews_corrcoef": ratio(hits * rows - chance, sqrt(truths) * sqrt(predictions)),
+        "matthews_corrcoef": ratio(hits * rows - chance, _geometric_mean(truths, predictions)),
         "cohen_kappa": ratio(hits * rows - chance, rows * rows - chance),
     }

@@ -14,6 +14,7 @@ from ..exact import BITS
 from ..state import ModelState
 from ..windows import ALL_TIME, Pane, Window, panes_of
 from .intervals import Interval, mean_interval, wilson
+from .ranges import held, held_interval, range_of
 from .ratio import ratio
 
 FEW_ROWS = 30
@@ -59,7 +60,13 @@ def headline(
     elif below == rows << BITS:  # one output
         squares = sum(_sum(vector, "squared_error") for vector in vectors)
         interval = mean_interval(rows, above, squares, level)
-    return Headline(score, ratio(above, below), interval, rows)
+    value_of = ratio(above, below)
+    within = range_of(score)
+    if value_of is not None:
+        value_of = held(value_of, within)
+    if interval is not None:
+        interval = held_interval(interval, value_of, within)
+    return Headline(score, value_of, interval, rows)
 
 
 def trend(state: ModelState, window: Window, now: float, task: str) -> list[Moment]:

@@ -113,6 +113,19 @@ def auc_interval(auc: float, positives: int, negatives: int, level: float) -> In
     return min(auc, within), max(auc, within)
 
 
+def bounded_auc_interval(
+    bounds: Interval, positives: int, negatives: int, level: float
+) -> Interval | None:
+    """Interval of a ROC AUC that is known to lie within certified bounds.
+
+    It holds the interval of every AUC that the bounds allow: `auc_interval` rises with the AUC but
+    for its ends, where it is wider.
+    """
+    ends = [auc_interval(auc, positives, negatives, level) for auc in bounds]
+    found = [end for end in ends if end is not None]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
 def _auc_error(auc: float, positives: int, negatives: int) -> float:
     """The standard error of a ROC AUC."""
     q1 = auc / (2 - auc)

@@ -19,6 +19,7 @@ from ..windows import ALL_TIME, Pane, Window, panes_of
 from . import intervals as interval
 from .classification import Counts, agreement, averages, of_positive
 from .coverage import HALVES, coverage_view
+from .ranges import Range, held, held_interval, plain, range_of
 from .ranking import Bounded, Histogram, Ranked, mean_bounded, rank, roc_curve, thinned
 from .ratio import mean, ratio
 from .regression import Output, error_bounds, outputs_of
@@ -127,6 +128,18 @@ class Scored:
             )
         ]
 
+    @property
+    def positive(self) -> Counts:
+        """A binary model's positive class, which no row may be of."""
+        name = self.naming(str(self.settings.positive))
+        rows = self.classes[0].rows if self.classes else 0
+        unseen = Counts(name, 0, 0, 0, rows)
+        return next((each for each in self.classes if each.name == name), unseen)
+
+    def range_of(self, score: str) -> Range:
+        """The range that a score of this model can have."""
+        return range_of(score, 2 if self.task == "binary" else self.naming.columns)
+
     @cached_property
     def confusion(self) -> dict[tuple[str, str], int]:
         """(truth, prediction) -> rows; the cells that are not 0."""
@@ -218,7 +231,14 @@ def score_vector(vector: Vector, task: str, settings: ModelSettings, naming: Nam
     elif scored.classes:
         _classification(scored, found)
         _probabilities(scored, found)
-    scored.scores = {name: number for name, number in found.items() if number is not None}
+    scored.scores = {
+        name: held(number, scored.range_of(name))
+        for name, number in found.items()
+        if number is not None
+    }
+    for name, ends in scored.intervals.items():
+        value_of = scored.scores.get(name)
+        scored.intervals[name] = held_interval(ends, value_of, scored.range_of(name))
     return scored
 
 
@@ -232,9 +252,7 @@ def _classification(scored: Scored, found: dict[str, float | None]) -> None:
         _keep(scored, name, hits, rows)
     if scored.task != "binary":
         return
-    name = scored.naming(str(scored.settings.positive))
-    unseen = Counts(name, 0, 0, 0, rows)
-    positive = next((each for each in classes if each.name == name), unseen)
+    positive = scored.positive
     found.update(of_positive(positive, scored.settings.beta))
     _keep(scored, "precision", positive.hits, positive.predicted)
     _keep(scored, "recall", positive.hits, positive.support)
@@ -290,7 +308,9 @@ def _ranking(scored: Scored, found: dict[str, float | None]) -> None:
             _keep_interval(
                 scored,
                 "roc_auc_ovr",
-                interval.auc_interval(only.auc.value, only.positives, only.negatives, level),
+                interval.bounded_auc_interval(
+                    (only.auc.low, only.auc.high), only.positives, only.negatives, level
+                ),
             )
 
 
@@ -517,7 +537,11 @@ def _curve(scored: Scored) -> dict[str, Any]:
 
 
 def _output(output: Output) -> dict[str, Any]:
-    scores = {name: number for name, number in output.scores().items() if number is not None}
+    scores = {
+        name: held(number, range_of(name))
+        for name, number in output.scores().items()
+        if number is not None
+    }
     return {
         "output": output.name,
         "rows": output.rows,
@@ -539,13 +563,13 @@ def reward_view(
     view: dict[str, Any] = {"count": n, "sum": exact.from_units(total)}
     average = exact.mean(total, n)
     if average is not None:
-        view["mean"] = average
+        view["mean"] = plain(average)
     variance = interval.sample_variance(n, offset, squares)
     about = interval.mean_interval(n, offset, squares, level)
     if variance is not None and about is not None and average is not None:
         shift = exact.from_units(total - offset) / n  # the origin
         view["variance"] = variance
-        view["interval"] = [about[0] + shift, about[1] + shift]
+        view["interval"] = [plain(about[0] + shift), plain(about[1] + shift)]
     return view
 
 

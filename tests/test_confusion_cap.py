@@ -1,0 +1,73 @@
+"""The confusion matrix of a model with many classes: its cells in the state are bounded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from metrics.counters import OTHER
+from metrics.evaluators import classification
+from metrics.scores import model_view
+from tests.test_exposition import Fixed
+
+MODEL = "seldon/iris/default/classifier"
+CLASSES = 60
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A cap that few events reach."""
+    monkeypatch.setattr(classification, "MAX_CONFUSIONS", 200)
+    return 200
+
+
+def test_cells_are_bounded_and_scores_stay_right(few: int) -> None:
+    """Whatever the events, batches and restarts; rows by truth still add up, and scores hold."""
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, CLASSES, 4000)
+    guess = np.where(rng.random(4000) < 0.4, truth, rng.integers(0, CLASSES, 4000))
+    fixed = Fixed()
+    names = [f"c{number}" for number in range(CLASSES)]
+    for part in np.array_split(np.arange(4000), 400):
+        fixed.send([names[at] for at in truth[part]], [names[at] for at in guess[part]])
+        if part[0] % 40 == 0:
+            fixed.app.labels._known.clear()  # as after a restart
+    state = fixed.app.read().models[MODEL]
+    cells = state.all_time["confusion"]
+    assert few <= len(cells) <= few + CLASSES
+    assert sum(cells.values()) == (truth != guess).sum()
+    for name in names:
+        own = sum(n for (true, _), n in cells.items() if true == name)
+        assert own == state.all_time["false_negatives"].get((name,), 0)
+    assert all(len(vector.get("confusion", ())) <= few + CLASSES for vector in state.panes.values())
+    view = model_view(MODEL, state, fixed.app.models.of(MODEL), fixed.now)
+    assert view["scores"]["accuracy"] == pytest.approx(accuracy_score(truth, guess))
+    assert view["scores"]["f1_macro"] == pytest.approx(f1_score(truth, guess, average="macro"))
+    assert view["scores"]["matthews_corrcoef"] == pytest.approx(matthews_corrcoef(truth, guess))
+    assert OTHER in {each["prediction"] for each in view["top_confusions"]}
+    fixed.app.close()
+
+
+def test_a_matrix_of_as_many_cells_is_whole() -> None:
+    """All cells of a hundred classes are counted apart."""
+    fixed = Fixed()
+    truth = np.repeat(np.arange(100), 100)
+    guess = np.tile(np.arange(100), 100)
+    fixed.send(truth.tolist(), guess.tolist())
+    cells = fixed.app.read().models[MODEL].all_time["confusion"]
+    assert len(cells) == 100 * 99
+    assert not [cell for cell in cells if OTHER in cell]
+    fixed.app.close()
+
+
+def test_one_large_batch_is_bounded_too() -> None:
+    """A single event with every pair of a thousand classes."""
+    fixed = Fixed()
+    rng = np.random.default_rng(3)
+    truth, guess = rng.integers(0, 1000, (2, 60_000))
+    fixed.send(truth.tolist(), guess.tolist())
+    state = fixed.app.read().models[MODEL]
+    assert len(state.all_time["confusion"]) <= classification.MAX_CONFUSIONS + 1000
+    assert sum(state.all_time["confusion"].values()) == (truth != guess).sum()
+    fixed.app.close()
