@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time as clock
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import TYPE_CHECKING
@@ -86,7 +85,7 @@ class Pusher:
 
         from .exposition import render
 
-        self._app.store.commit([], clock.time())  # so that `read` holds what other workers added
+        self._app.committer.refresh(TIMEOUT_SECONDS)  # `read` shows what other workers added
         text, _ = render(self._app, "")
 
         def handler(

@@ -35,8 +35,8 @@ Format, version 2 (PRAGMA user_version; application_id marks the file as ours):
 
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
 know. All processes so add the same numbers in the same order, and the fold writes the sums they
-all have: memory and file are equal to the bit. Readers ask `PRAGMA data_version`. Rows stay in the
-log for RETAIN_SECONDS after their fold; who looks less often than that reads the tables anew.
+all have: memory and file are equal to the bit. `refresh` asks `PRAGMA data_version`. Rows stay in
+the log for RETAIN_SECONDS after their fold; who looks less often than that reads the tables anew.
 
 The journal is a write-ahead log on a local or block file system, and a rollback journal on a
 network file system, where processes cannot share the log's memory; `?journal=` decides otherwise.
@@ -71,7 +71,7 @@ from .state import (
     Swap,
     total,
 )
-from .store import Ahead, apply_rest, check_constants, latest, split, unheeded, with_created
+from .store import Ahead, apply_rest, check_constants, split, unheeded, with_created
 from .windows import ALL_TIME, PANES, Pane
 
 APPLICATION_ID = 0x66646D74  # "fdmt"
@@ -80,8 +80,6 @@ BUSY_SECONDS = 5.0
 """How long a commit waits for another process's transaction before it answers 503."""
 BUSY_TRY_SECONDS = 0.02
 """How long SQLite itself waits: its pauses grow, so that whoever waits long would wait longer."""
-CATCH_UP_SECONDS = 0.5
-"""How old a reader's view may be before it looks for other processes' commits."""
 RETAIN_SECONDS = 5
 """How long a folded commit stays in the log for others to read."""
 MAX_LOG = 2000
@@ -216,7 +214,6 @@ class SQLiteStore:
         self._folded = 0
         self._seen = 0
         self._data_version = -1
-        self._looked = 0.0
         self._swept = 0.0
         self._moved = 0
         self._connection: sqlite3.Connection | None = None
@@ -256,38 +253,30 @@ class SQLiteStore:
                 _patiently(connection, "COMMIT")
             self._touched.add(delta)
             self._recent.update(dict.fromkeys(digests, sequence))
-            self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
                 self._try_to_fold(connection, now)
             return verdicts
 
-    def read(self) -> State:
-        """A consistent copy; sees commits of other processes within a second.
+    def refresh(self, now: float) -> None:
+        """Take in what other processes committed."""
+        with self._lock, self._guard():
+            self._look(self._open())
 
-        Where the file cannot be read it answers from memory, and where a commit is under way it
-        does not wait for it.
-        """
-        if clock.monotonic() - self._looked > CATCH_UP_SECONDS and self._lock.acquire(False):
-            try:
-                self._looked = clock.monotonic()
-                with self._guard():
-                    self._look(self._open())
-            except StoreUnavailable:
-                pass
-            finally:
-                self._lock.release()
-        return latest(self._mirror, self._mirror_lock)
+    def read(self) -> State:
+        """A consistent copy as of the last commit, or `refresh`; from memory."""
+        return self._mirror.published
 
     def find(
-        self, keys: Collection[RecordKey], digests: Collection[bytes]
-    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
-        """The records there are of `keys`, and which of `digests` are known; as of now."""
+        self, keys: Collection[RecordKey], ids: Collection[RecordKey]
+    ) -> tuple[dict[RecordKey, bytes], set[RecordKey]]:
+        """The records there are of `keys`, and which of `ids` are known; as of now."""
         with self._lock, self._guard():
             connection = self._open()
             self._look(connection)
-            known = set(digests) - self._new(connection, set(digests))
+            new = self._new(connection, {each.id for each in ids})
+            known = {each for each in ids if each.id not in new}
             homes = {key.id: key for key in keys}
-            rows = _select(connection, _RECORDS, homes)
+            rows = _select(connection, _RECORDS, homes) if homes else []
             return {homes[id]: body for id, body in rows}, known
 
     def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
@@ -336,6 +325,7 @@ class SQLiteStore:
             if delta.dropped:
                 with self._mirror_lock:
                     self._apply(sequence, b"", delta)
+                    self._mirror.read()
 
     def seen(self) -> int:
         """How many digests are remembered, as far as this process knows."""
@@ -459,6 +449,7 @@ class SQLiteStore:
                 (self._mirror.sequence,),
             ):
                 self._apply(row[0], row[1], _decode(row[2]))
+            self._mirror.read()
 
     def _load(self, connection: sqlite3.Connection) -> None:
         """Forget everything and take the tables, which are as of the last fold."""
