@@ -145,29 +145,41 @@ class App:
         self._processed = 0
         self._logged = 0.0
 
+    def begin_closing(self) -> None:
+        """Make all that was acknowledged durable, and from now on before it is. Never waits.
+
+        To be called at the signal to stop, before connections are drained.
+        """
+        self.committer.drain()
+
     def close(self) -> None:
         """Commit what is queued, send the last summaries, and release the store."""
-        self.committer.close()
+        committed = self.committer.close()
         for each in self.before_closing:
             each()
         if self.sink is not None:
             self.sink.close()
+        if not committed:
+            return  # a call of the store is under way that does not return
         if self.outbox is not None:
             self.outbox.close(self.now())
         self.store.close()
 
     @property
     def ready(self) -> bool:
-        """Whether the store can commit. Never waits."""
+        """Whether events are committed: false where the store cannot, or hangs. Never waits."""
         return self.committer.healthy
 
     @property
     def alive(self) -> bool:
-        """Whether events can still be committed by this process, now or later. Never waits."""
+        """Whether events can be committed ever again by this process. Never waits."""
         return self.committer.alive
 
     def read(self) -> State:
-        """The state all questions are answered from; refused events of no model are kept apart."""
+        """The state all questions are answered from; refused events of no model are kept apart.
+
+        Never waits.
+        """
         return self.store.read()
 
     def _open_sink(self) -> Sink | None:
@@ -212,7 +224,11 @@ class App:
             request = self.intake(headers, body, tell)
             if not request.entries:
                 return EMPTY
-            self.committer.submit(request)
+            try:
+                self.committer.submit(request)
+            except Exception:
+                _release(request.entries)
+                raise
             return None
         except Refused as error:
             return self.refuse(error, tell)
@@ -318,8 +334,8 @@ class App:
                 entry = self._entry(event, arrival)
                 request.events.append(event)
                 request.entries.append(entry)
-        except Refused:
-            self.labels.forget(entry.model for entry in request.entries)
+        except Exception:
+            _release(request.entries)
             raise
         if ignored:
             self._ignored.note(ignored)
@@ -397,10 +413,11 @@ class App:
             evaluation.vector()["late"] = {(): 1}
         increment = evaluation.increment
         panes = placement.panes
+        segments: Sequence[str] = ()
         if settings.segments:
             segments = segments_of(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
-        self.labels.admit(model, labels, increment, evaluation.gauges)
+        reserved = self.labels.admit(model, labels, increment, segments, evaluation.gauges)
         unnamed = constants.get("unnamed") or self.replies.origin(extensions).unnamed
         if unnamed:
             evaluation.constants["unnamed"] = unnamed
@@ -415,6 +432,7 @@ class App:
             gauges,
             evaluation.constants,
             again=partial(self._evaluated, case),
+            reserved=reserved,
         )
 
     def _make_joins(self) -> Joins:
@@ -469,6 +487,12 @@ class App:
             self._logged = moment
             logger.info("PROCESSING Feedback Event. (%d since the last line)", self._processed)
             self._processed = 0
+
+
+def _release(entries: Sequence[Entry]) -> None:
+    """Let go of what the labels of events that are not committed hold of the caps."""
+    for entry in entries:
+        entry.release()
 
 
 def _waited(begin: Callable[[Tell], Response | None]) -> Response:

@@ -17,15 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import redis_store, sqlite_store
 from metrics.app import App
 from metrics.config import load
-from metrics.counters import net
+from metrics.counters import net, value
 from metrics.events import format_time
+from metrics.exact import real
 from metrics.exposition import render
 from metrics.joins import NO_TRUTH, SCORED, Case, Half, decode, prediction_of
 from metrics.payload import parse
 from metrics.replies import Response
+from metrics.scores import model_view
 from metrics.store import open_store
 from metrics.windows import Pane
 from tests.servers import RedisServer, lint_metrics
@@ -93,8 +94,6 @@ def function(
     request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Function]:
     """A function on each kind of store; readers look at once."""
-    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
     url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/feedback.db"}.get(request.param)
     if url is None:
         server = request.getfixturevalue("server")
@@ -137,11 +136,15 @@ def tell(app: App, request: str, values: Any, **more: Any) -> Response:
     return send(app, FEEDBACK, {"truth": message(values)}, requestid=request, **more)
 
 
+def read(app: App) -> Any:
+    """What an app reads once it took in what the others committed."""
+    app.committer.refresh(60)
+    return app.read()
+
+
 def view(app: App, window: str = "all") -> Any:
     """The model's view in a window."""
-    from metrics.scores import model_view
-
-    state = app.read().models[MODEL]
+    state = read(app).models[MODEL]
     settings = app.models.of(MODEL)
     kept = {each.name: each for each in settings.windows}
     return model_view(MODEL, state, settings, app.now(), kept.get(window), segments=True)
@@ -149,7 +152,7 @@ def view(app: App, window: str = "all") -> Any:
 
 def fates(app: App) -> tuple[Any, Any]:
     """What became of predictions and truths, the fates that are not 0."""
-    found = app.read().models[MODEL].all_time
+    found = read(app).models[MODEL].all_time
     return tuple(
         {fate: number for (fate,), number in found.get(family, {}).items()}
         for family in ("predictions", "truths")
@@ -260,7 +263,7 @@ def test_a_truth_names_only_its_deployment(function: Function) -> None:
     for _ in range(2):
         body = json.dumps({"truth": message([2, 1])}).encode()
         assert app.post_sync(headers, body).status in (200, 202)
-    assert [model for model, state in app.read().models.items() if "rows" in state.all_time] == [
+    assert [model for model, state in read(app).models.items() if "rows" in state.all_time] == [
         MODEL
     ]
     assert view(app)["rows"] == 2
@@ -314,7 +317,7 @@ def test_it_counts_in_the_window_of_the_truth_or_of_the_prediction(function: Fun
     tell(app, "r", [2, 1], time=format_time(int(NOW)))
     assert (view(app, "10m")["rows"], view(app, "1d")["rows"]) == (2, 2)
     assert view(app)["join"]["mean_delay_seconds"] == 3000
-    assert app.read().models[MODEL].all_time["truth_delay_bucket"] == {("3600",): 1}
+    assert read(app).models[MODEL].all_time["truth_delay_bucket"] == {("3600",): 1}
     function.stop()
     if function.url == "memory:":
         return
@@ -416,7 +419,7 @@ def test_without_joins_the_reason_names_the_setting() -> None:
     assert answer.status == 400
     assert "FEEDBACK_JOIN_TTL" in json.loads(answer.body)["detail"]
     assert predict(app, "r", ROWS).status == 202
-    assert MODEL not in app.read().models or "predictions" not in app.read().models[MODEL].all_time
+    assert MODEL not in read(app).models or "predictions" not in read(app).models[MODEL].all_time
     app.close()
 
 
@@ -430,7 +433,7 @@ def test_a_correction_replaces_the_truth(function: Function) -> None:
     tell(app, "r", [0, 0])
     predict(app, "s", ROWS)
     tell(app, "s", [2, 0])
-    before = app.read().models[MODEL].all_time
+    before = read(app).models[MODEL].all_time
     function.now += 3000
     answer = tell(app, "r", [2, 1], id="correction")
     assert answer.status == 200
@@ -442,7 +445,7 @@ def test_a_correction_replaces_the_truth(function: Function) -> None:
     found = view(app, "1d")
     assert found["scores"]["accuracy"] == view(app)["scores"]["accuracy"] == 0.75
     assert view(app)["join"]["corrected"] == 1
-    after = app.read().models[MODEL].all_time
+    after = read(app).models[MODEL].all_time
     assert all(
         number <= after[family][labels]
         for family, cells in before.items()
@@ -521,6 +524,77 @@ def test_whole_feedback_is_corrected_too(function: Function) -> None:
     assert app.store.held() == 0
     assert tell(app, "r", [0, 0]).status == 202
     assert view(app)["scores"]["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_correction_leaves_what_it_does_not_say(function: Function, whole: bool) -> None:
+    """Reward, route, tags, segment and metrics of the first truth; it replaces what it does say."""
+    app = function.start(FEEDBACK_CORRECTIONS="on", FEEDBACK_SEGMENTS="country,tier")
+    predict(app, "r", ROWS)
+    meta = {
+        "tags": {"tier": "gold"},
+        "metrics": [{"key": "cost", "type": "COUNTER", "value": 3}],
+    }
+    first = {"truth": message([0, 0], **meta), "reward": 0.5}
+    send(app, FEEDBACK, first, requestid="r", country="de")
+    assert view(app)["reward"]["mean"] == 0.5
+
+    def correct(truth: Any, **more: Any) -> None:
+        response = {"response": message(ROWS)} if whole else {}
+        extensions = {name: more.pop(name) for name in ("country",) if name in more}
+        send(app, FEEDBACK, {**response, "truth": truth, **more}, requestid="r", **extensions)
+
+    correct(message([2, 0]))
+    after = view(app)
+    assert after["scores"]["accuracy"] == 1.0
+    assert (after["reward"]["count"], after["reward"]["sum"]) == (1, 0.5)
+    assert segments_seen(app) == {"country=de": 1, "tier=gold": 1}
+    assert counted_cost(app) == 3
+    app = function.restart()
+    correct(message([2, 1]), reward=0.25)
+    assert (view(app)["reward"]["count"], view(app)["reward"]["sum"]) == (1, 0.25)
+    assert view(app)["scores"]["accuracy"] == 0.5
+    assert segments_seen(app) == {"country=de": 1, "tier=gold": 1}
+    assert counted_cost(app) == 3
+
+
+def counted_cost(app: App) -> Any:
+    """The user metric `cost` less what corrections took back."""
+    return real(net(read(app).models[MODEL].all_time), "user_counters", "cost")
+
+
+def segments_seen(app: App) -> dict[str, Any]:
+    """The events of each segment, less what corrections took back; all windows must agree."""
+    found: dict[str, set[Any]] = {}
+    for pane, vector in read(app).models[MODEL].panes.items():
+        found.setdefault(pane.segment, set()).add(value(net(vector), "events"))
+    found.pop("")
+    assert all(len(each) == 1 for each in found.values()), found
+    return {segment: each.pop() for segment, each in found.items() if each != {0}}
+
+
+def test_a_correction_with_another_segment_moves_there(function: Function) -> None:
+    """What was counted in the old one is taken back there, in every window, and back again."""
+    replicas = 1 if function.url == "memory:" else 2
+    app = function.start(replicas, FEEDBACK_CORRECTIONS="on", FEEDBACK_SEGMENTS="country,tier")
+    predict(app, "r", ROWS)
+    tell(app, "r", [2, 0], country="de")
+    assert segments_seen(app) == {"country=de": 1}
+    other = function.apps[-1]
+    tell(other, "r", [0, 0], country="fr", tier="gold")
+    assert segments_seen(app) == {"country=fr": 1, "tier=gold": 1}
+    assert (view(app)["events"], view(app)["scores"]["accuracy"]) == (1, 0.5)
+    french = model_view(
+        MODEL, read(app).models[MODEL], app.models.of(MODEL), app.now(), None, "country=fr"
+    )
+    assert (french["events"], french["scores"]["accuracy"]) == (1, 0.5)
+    tell(other, "r", [2, 0], country="de")
+    tell(app, "r", [2, 1])
+    assert segments_seen(other) == {"country=de": 1, "tier=gold": 1}
+    assert view(other)["join"]["corrected"] == 3
+    assert view(other)["events"] == 1
+    app = function.restart()
+    assert segments_seen(app) == {"country=de": 1, "tier=gold": 1}
 
 
 def test_a_request_sent_again_counts_once(function: Function) -> None:
@@ -613,7 +687,7 @@ def test_any_interleaving_equals_the_known_table(
         assert send(app, kind, data, id=id, requestid=request).status in (200, 202)
     for app in function.apps:
         assert same_scores(view(app), expected(made, corrections == "on"))
-        joined = app.read().models[MODEL].all_time["predictions"][("joined",)]
+        joined = read(app).models[MODEL].all_time["predictions"][("joined",)]
         assert joined == len(made.truths)
 
 
