@@ -229,6 +229,22 @@ def test_what_the_function_never_counts_is_refused_by_name(
     assert app.read().models == before
 
 
+def test_what_older_versions_rounded_is_taken(app: App) -> None:
+    """Their sums of doubles may have taken back a little more than was counted; not much more."""
+    for taken, fits in ((0.30000000000000004, True), (0.31, False)):
+        export = copy.deepcopy(EXPORT) | {"version": 1, "id": str(taken)}
+        model = export["models"][MODELS[1]]
+        for family in ("squared_error", "absolute_error", "truth_offset_squared"):
+            cell([family, "0"], 0.3)(model)
+            cell([f"-{family}", "0"], taken)(model)
+        if fits:
+            assert merge_into(app.store, load(json.dumps(export).encode())) == 4
+            assert set(answers(app).values()) == {200}
+        else:
+            with pytest.raises(Refused, match="more is taken back than was counted"):
+                load(json.dumps(export).encode())
+
+
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:
     """The broken model is the last one, and no other is added; there is not even a file."""
     export = copy.deepcopy(EXPORT)
