@@ -36,9 +36,9 @@ LOCAL = {"FEEDBACK_STORE": "memory:", "HOST": "127.0.0.1"}
 
 CHECK = """
 import os, sys
-from metrics import config
+from metrics import config, log
 from metrics.errors import FeedbackMetricsError
-from metrics.host import build, configure_logging
+from metrics.host import build
 garbage = os.environ.pop("GARBAGE").split("\\n")
 for setting in config.SETTINGS:
     for text in garbage:
@@ -48,7 +48,7 @@ for setting in config.SETTINGS:
             print("#", setting.variable, *flags, file=sys.stderr)
             try:
                 settings = config.load(environ, flags)
-                configure_logging(settings.log_level)
+                log.configure(settings.log_level)
                 if setting.field in ("sink", "pushgateway", "oidc_issuer", "store"):
                     continue  # they would be asked: other tests do
                 build(settings).close()
