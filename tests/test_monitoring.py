@@ -49,6 +49,29 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
     promtool(tmp_path, "test", "rules", CASES.name)
 
 
+def test_totals_of_a_model_that_is_gone_end(tmp_path: Path) -> None:
+    """They are recorded for a week (here an hour) after anybody exposed it."""
+    text = json.dumps(RULES)
+    assert text.count("> time() - 604800") == 1
+    series = {
+        f'feedback_{name}model_name="m",pod="a"}}': "7x9 stale"
+        for name in ('events_total{outcome="accepted",', "rows_total{")
+    }
+    at = {"59m": [{"labels": 'feedback:rows:net{model_name="m"}', "value": 7}], "75m": []}
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": "feedback:rows:net", "eval_time": time, "exp_samples": samples}
+            for time, samples in at.items()
+        ],
+    }
+    tests = {"rule_files": ["rules.json"], "evaluation_interval": "1m", "tests": [case]}
+    (tmp_path / "tests.json").write_text(json.dumps(tests))
+    shorter = json.loads(text.replace("604800", "3600"))
+    promtool(tmp_path, "test", "rules", "tests.json", rules=shorter)
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_every_alert_is_tried_and_explained(alert: dict[str, Any]) -> None:
     """There is a case in which it fires and one in which it does not, and a runbook paragraph."""
