@@ -253,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _parse(self, piece: bytes | memoryview, rest: bytes | memoryview) -> bytes | memoryview:
         """Parse one slice; what is to be parsed next of it and of the rest."""
-        begun, size, headers, before = self._begun, self._size, self._headers, len(self._waiting)
+        known = (self._headers, self._size) if self._begun else None
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -263,16 +263,24 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST)
         if self._begun:
-            if not self._reading:
-                if len(self._waiting) == before:  # all of the slice belongs to this head
-                    self._spent += len(piece)
-                if self._spent > MAX_HEAD or len(self._headers) > MAX_HEADERS:
-                    self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            elif begun and self._headers is headers:
-                self._spent = 0 if self._size != size else self._spent + len(piece)
-                if self._spent > MAX_FRAMING:
-                    self._refuse(HTTPStatus.BAD_REQUEST)
+            self._measure(len(piece), known)
         return rest
+
+    def _measure(self, parsed: int, known: tuple[object, int] | None) -> None:
+        """Hold what is read of a request to the limits, after so many bytes more.
+
+        `known` is what was read of the request under way before: its headers, and a size.
+        """
+        same = known is not None and known[0] is self._headers
+        if not self._reading:
+            if same or (known is None and not self._waiting):  # they all belong to this head
+                self._spent += parsed
+            if self._spent > MAX_HEAD or len(self._headers) > MAX_HEADERS:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif known is not None and same:
+            self._spent = 0 if self._size != known[1] else self._spent + parsed
+            if self._spent > MAX_FRAMING:
+                self._refuse(HTTPStatus.BAD_REQUEST)
 
     # --- llhttp's callbacks ------------------------------------------------------------------
 
@@ -445,7 +453,7 @@ class Connection(asyncio.BufferedProtocol):
         status: int,
         headers: Iterable[tuple[str, str]],
         body: bytes,
-        lines: str,
+        lines: str = "",
     ) -> None:
         """Write the answer to the request that was handed on last, then go on with the next."""
         if request is not self._current:
@@ -459,15 +467,16 @@ class Connection(asyncio.BufferedProtocol):
         if not transport.is_closing():
             last = self._flags & _DONE and not self._waiting and self._refusal is None
             keep = request.keep and not last
+            length = len(body)
             if request.method == "HEAD" or status in _WITHOUT_BODY:
-                body = b""
+                body, length = b"", -1
             try:
-                head = _head(status, headers, body, lines, request, keep)
+                head = _head(status, headers, length, lines, request, keep)
             except Exception:
                 logger.exception("an answer cannot be encoded; its connection is aborted")
                 transport.abort()
                 return
-            if len(body) > MAX_UNSENT:
+            if length > MAX_UNSENT:
                 transport.write(head)
                 transport.write(body)  # which others may share
             else:
@@ -477,7 +486,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._drop()
                 transport.close()
                 return
-        if not self._pumping:
+        if not self._pumping and (self._waiting or self._rest or self._flags):
             self._pump(self._rest)
 
     def _refuse(self, status: HTTPStatus) -> None:
@@ -599,12 +608,12 @@ def _named(name: bytes) -> str:
 def _head(
     status: int,
     headers: Iterable[tuple[str, str]],
-    body: bytes,
+    length: int,
     lines: str,
     request: Request,
     keep: bool,
 ) -> bytes:
-    """An answer's head."""
+    """An answer's head; a negative length is not told."""
     head = f"{_begun(status, int(clock.time()))}{lines}"
     for name, text in headers:
         head += f"{name}: {text}\r\n"
@@ -612,8 +621,8 @@ def _head(
         head += "connection: close\r\n"
     elif "connection" in request.headers:  # as HTTP/1.0 clients have to ask for it
         head += "connection: keep-alive\r\n"
-    if request.method != "HEAD" and status not in _WITHOUT_BODY:
-        head += f"content-length: {len(body)}\r\n"
+    if length >= 0:
+        head += f"content-length: {length}\r\n"
     return f"{head}\r\n".encode("latin-1", "replace")
 
 

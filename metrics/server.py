@@ -360,8 +360,8 @@ class Service:
             except Exception as error:
                 answer = problem(error)
             if answer is not None:
-                request.answer(*answer)
-            if self._told and self._loop.time() > until:
+                request.connection.send(request, *answer)
+            if not len(self._told) % 16 and self._told and self._loop.time() > until:
                 self._waking = True
                 self._loop.call_soon(self._finish)
                 break

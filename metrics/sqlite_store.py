@@ -722,7 +722,7 @@ class SQLiteStore:
                 [(ids[model], name, orjson.dumps(in_force[name]).decode()) for name in constants],
             )
 
-    def _in_time(self, rows: list[tuple[int, str, Any]]) -> Iterator[tuple[int, str, Any]]:
+    def _in_time(self, rows: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         """The rows of a fold; raises StoreUnavailable where `hasten` leaves no time for all."""
         for at, row in enumerate(rows):
             if at % 1024 == 1023:
