@@ -21,6 +21,8 @@ from redis import Redis
 from metrics.commands.export import dump, load, merge_into
 from metrics.counters import SUPERSEDED, add, merge, net, unpack
 from metrics.evaluators import classification, exact_rows, one_row
+from metrics.evaluators.regression import MANY_ROWS, row_by_row
+from metrics.evaluators.regression_rows import many_rows
 from metrics.evaluators.rows import count_probability_rows
 from metrics.exact import (
     CLIP,
@@ -178,6 +180,30 @@ def test_the_sums_of_many_are_those_of_each(some: list[float], times: int) -> No
     assert exact_rows.sums_by(np.array(halves), bins, 3) == [
         of_fine(sum(fine(half) for half in halves[bin::3])) for bin in range(3)
     ]
+
+
+NUMBERS = (
+    st.floats(-1e40, 1e40) | st.sampled_from([0.0, 1.0, -2.0, 100.0, 0.1]) | st.integers(-9, 9)
+)
+
+
+@LAWS
+@given(
+    st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.5, -1e8, 1 / 3]),
+    st.sampled_from([1, MANY_ROWS, 3000]),
+)
+def test_many_rows_of_a_regression_count_like_each(
+    some: list[tuple[float, float]], origin: float, times: int
+) -> None:
+    """Every sum and every bin, wherever the rows together say anything."""
+    rows = some * ceil(times / len(some))
+    truth, prediction = (np.array(side, float) for side in zip(*rows, strict=True))
+    found = many_rows(truth, prediction, origin)
+    if found is not None:
+        assert found == row_by_row(rows, origin, "truth")
+    usual = all(abs(number) > 1e-30 for row in some for number in (*row, row[0] - row[1]) if number)
+    assert found is not None or not usual
 
 
 # --- Redis adds as Python does --------------------------------------------------------------------

@@ -22,10 +22,13 @@ from ..exact import (
     ODD,
     of_fine,
     of_fine_squared,
+    to_units,
 )
 
 Floats = NDArray[np.float64]
 
+_HALVES = 2.0**27 + 1
+"""A double times this splits it into two of 26 bits each (Dekker 1971)."""
 FEW = 200
 """Rows below which Python's own ints are faster."""
 _AT_ONCE = 2048
@@ -86,6 +89,33 @@ def to_fine(numbers: Floats) -> Floats:
     whole = np.rint(numbers * _FINE)
     whole *= _UNFINE
     return whole
+
+
+def squares(numbers: Floats) -> tuple[Floats, Floats]:
+    """The squares, and what rounding left of them: the sums of both are exact (Dekker 1971)."""
+    high = _HALVES * numbers
+    high -= high - numbers
+    low = numbers - high
+    square = numbers * numbers
+    return square, ((high * high - square) + 2 * high * low) + low * low
+
+
+def exact_sums(rows: Floats) -> list[int]:
+    """The exact sum of each row of (R, N) numbers, in units; changes them."""
+    totals = [0] * len(rows)
+    bits = 52 - rows.shape[1].bit_length()
+    while True:
+        largest = np.abs(rows).max(axis=1)
+        if not largest.any():
+            return totals
+        far = np.ldexp(1.5, np.frexp(largest)[1] + (52 - bits))[:, None]
+        part = rows + far
+        part -= far
+        rows -= part
+        totals = [
+            total + to_units(sum)
+            for total, sum in zip(totals, part.sum(axis=1).tolist(), strict=True)
+        ]
 
 
 def sums_and_squares(numbers: Floats) -> list[tuple[int, int]]:

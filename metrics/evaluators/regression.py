@@ -10,8 +10,10 @@ it was their first truth. `origins` also says how many outputs a model has.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..bins import error_bin
-from ..counters import LARGEST, MAX_ROOT, Labels, Number
+from ..counters import LARGEST, MAX_ROOT
 from ..errors import Refused
 from ..exact import squared, to_units
 from ..model_settings import ModelSettings
@@ -25,6 +27,8 @@ REAL_FAMILIES = (
 )
 MAX_OUTPUTS = 1000
 """Outputs of a model: each has its own counters."""
+MANY_ROWS = 80
+"""From as many rows numpy pays."""
 ZERO = "zero"
 """The bin of errors too small for a logarithm."""
 
@@ -64,36 +68,53 @@ def _add_output(
     origin: float,
 ) -> None:
     """Add one output's column."""
+    name, found = str(output), None
+    if len(truth) >= MANY_ROWS:
+        from .regression_rows import many_rows
+
+        found = many_rows(truth.matrix()[:, output], prediction.matrix()[:, output], origin)
+    if found is None:
+        pairs = zip(truth.flat[output::outputs], prediction.flat[output::outputs], strict=True)
+        found = row_by_row(pairs, origin, truth.field)
+    sums, percentage_rows, bins = found
+    counts = {"targets": len(truth), "percentage_rows": percentage_rows}
+    for family, value in (*counts.items(), *zip(REAL_FAMILIES, sums, strict=True)):
+        evaluation.increment.setdefault(family, {})[name,] = value
+    evaluation.increment.setdefault("absolute_errors", {}).update(
+        {(name, ZERO if bin is None else str(bin)): number for bin, number in bins.items()}
+    )
+
+
+def row_by_row(
+    pairs: Iterable[tuple[float, float]], origin: float, field: str
+) -> tuple[list[int], int, dict[int | None, int]]:
+    """The sums of `REAL_FAMILIES`, the rows whose truth is not 0, and absolute errors by bin.
+
+    `pairs` are truth and prediction. Raises Refused for numbers too large or too small.
+    """
     sums = [0] * len(REAL_FAMILIES)
     absolute, squares, error, offset, offset_squares, percentage = range(len(sums))
     percentage_rows = 0
-    origin_units = to_units(origin)
-    name = str(output)
-    bins: dict[Labels, Number] = {}
-    for true, predicted in zip(
-        truth.flat[output::outputs], prediction.flat[output::outputs], strict=True
-    ):
+    about = to_units(origin)
+    bins: dict[int | None, int] = {}
+    for true, predicted in pairs:
         residual = float(predicted) - float(true)
         size = abs(residual)
         if not (size < MAX_ROOT and abs(true - origin) < MAX_ROOT):
-            raise Refused(truth.field, "numbers too large to be squared")
+            raise Refused(field, "numbers too large to be squared")
         units = to_units(residual)
         sums[absolute] += abs(units)
         sums[squares] += squared(units)
         sums[error] += units
-        centred = to_units(true) - origin_units
+        centred = to_units(true) - about
         sums[offset] += centred
         sums[offset_squares] += squared(centred)
         if true:
             share = size / abs(true)
             if not share < LARGEST:
-                raise Refused(truth.field, "numbers too small to be divided by")
+                raise Refused(field, "numbers too small to be divided by")
             sums[percentage] += to_units(share)
             percentage_rows += 1
         bin = error_bin(size)
-        key = (name, ZERO if bin is None else str(bin))
-        bins[key] = bins.get(key, 0) + 1
-    counts = {"targets": len(truth), "percentage_rows": percentage_rows}
-    for family, value in (*counts.items(), *zip(REAL_FAMILIES, sums, strict=True)):
-        evaluation.increment.setdefault(family, {})[name,] = value
-    evaluation.increment.setdefault("absolute_errors", {}).update(bins)
+        bins[bin] = bins.get(bin, 0) + 1
+    return sums, percentage_rows, bins
