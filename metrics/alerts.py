@@ -21,6 +21,9 @@ RARE = 4
 NOTED_SECONDS = 1.0
 """How often a pending rule's last row is noted in the store, at most."""
 
+LATEST = 253402300800
+"""Epoch seconds of the year 10000, which no text of a time can tell."""
+
 _AVERAGED = ("precision", "recall", "f1", "jaccard", "specificity", "fbeta")
 SCORES = frozenset(
     (
@@ -130,18 +133,22 @@ def _is_sound(status: Status) -> bool:
         status.state in (OK, PENDING, FIRING)
         and type(status.transitions) is int
         and type(status.silences) is int
-        and all(
-            type(each) in (int, float)
-            for each in (status.since, status.value or 0.0, status.moment, status.data or 0)
-        )
+        and all(type(each) in (int, float) for each in (status.value or 0.0, status.data or 0))
+        and _is_time(status.since)
+        and _is_time(status.moment)
         and all(
             type(each.number) is int
             and type(each.state) is type(each.digest) is str
             and type(each.value) in (int, float)
-            and type(each.time) in (int, float)
+            and _is_time(each.time)
             for each in status.recent
         )
     )
+
+
+def _is_time(seconds: Any) -> bool:
+    """Whether these are epoch seconds that a calendar has."""
+    return type(seconds) in (int, float) and 0 <= seconds < LATEST
 
 
 def step(

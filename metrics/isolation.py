@@ -27,13 +27,20 @@ Made = TypeVar("Made")
 
 
 class Isolation:
-    """Renders models one by one; `omitted` is called whenever one is left out. Thread-safe."""
+    """Renders models one by one; `omitted` is called whenever one is left out. Thread-safe.
+
+    Without `traces` the log has the error without where it came from.
+    """
 
     def __init__(
-        self, omitted: Callable[[], None], now: Callable[[], float] = clock.monotonic
+        self,
+        omitted: Callable[[], None],
+        now: Callable[[], float] = clock.monotonic,
+        traces: bool = True,
     ) -> None:
         self._omitted = omitted
         self._now = now
+        self._traces = traces
         self._lock = threading.Lock()
         self._logged: set[str] = set()
         self._since = float("-inf")
@@ -81,4 +88,9 @@ class Isolation:
             if model in self._logged or len(self._logged) >= LOG_LINES:
                 return
             self._logged.add(model)
-        logger.error("%s is left out: its state cannot be read", one_line(model), exc_info=error)
+        logger.error(
+            "%s is left out: its state cannot be read: %s",
+            one_line(model),
+            one_line(f"{type(error).__name__}: {error}"),
+            exc_info=error if self._traces else None,
+        )

@@ -216,10 +216,24 @@ def test_a_stored_status_of_a_rule_that_is_none_is_that_of_a_new_rule() -> None:
     sound = Status("firing", 1.0, 0.4, 1).json()
     assert status_of({rule.constant: sound}, rule).state == "firing"
     recent: Any
-    for recent in ([[1]], [5], [[1, "firing", "x", 1.0, ""]], [["1", "firing", 0.1, 1.0, ""]]):
+    for recent in (
+        [[1]],
+        [5],
+        [[1, "firing", "x", 1.0, ""]],
+        [["1", "firing", 0.1, 1.0, ""]],
+        [[1, "firing", 0.1, 1e18, ""]],
+    ):
         assert status_of({rule.constant: {**sound, "recent": recent}}, rule) == Status()
     broken: Any
-    for broken in (5, [], "firing", {}, {**sound, "state": "odd"}, {**sound, "since": "x"}):
+    for broken in (
+        5,
+        [],
+        "firing",
+        {},
+        {**sound, "state": "odd"},
+        {**sound, "since": "x"},
+        {**sound, "since": 1e18},
+    ):
         assert status_of({rule.constant: broken}, rule) == Status()
 
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
+from metrics.exact import to_units
 from metrics.pushgateway import lasting
 from metrics.state import Entry, Gauge
 from metrics.windows import ALL_TIME
@@ -34,10 +35,10 @@ def stored(*series: tuple[str, tuple[Any, ...]], value: float = 1.0) -> Fixed:
         if kind == "GAUGE":
             gauges["user_gauges", key] = Gauge(value, fixed.now)
         elif kind == "COUNTER":
-            vector.setdefault("user_counters", {})[key] = value
+            vector.setdefault("user_counters", {})[key] = to_units(value)
         else:
             name, *tags = key
-            vector.setdefault("user_timers_sum", {})[key] = value
+            vector.setdefault("user_timers_sum", {})[key] = to_units(value)
             vector.setdefault("user_timers_bucket", {})[(name, "+Inf", *tags)] = 1
     fixed.app.store.commit([Entry(MODEL, b"", (ALL_TIME,), vector, gauges)], fixed.now)
     return fixed

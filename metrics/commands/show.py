@@ -58,7 +58,7 @@ class Stored:
         settings = config.load(os.environ)
         self._models = ModelsFile(settings.models_file, settings.model_settings())
         self._store = store
-        self._isolation = Isolation(lambda: None)
+        self._isolation = Isolation(lambda: None, traces=False)
 
     def models(self) -> list[dict[str, Any]]:
         """What is counted, as `GET /v1/models` has it. Raises StoreUnavailable."""

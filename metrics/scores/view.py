@@ -231,14 +231,15 @@ def score_vector(vector: Vector, task: str, settings: ModelSettings, naming: Nam
     elif scored.classes:
         _classification(scored, found)
         _probabilities(scored, found)
-    scored.scores = {
-        name: held(number, scored.range_of(name))
+    scored.scores = {  # all ranges hold what lies between 0 and 1
+        name: number if 0 < number < 1 else held(number, scored.range_of(name))
         for name, number in found.items()
         if number is not None
     }
     for name, ends in scored.intervals.items():
-        value_of = scored.scores.get(name)
-        scored.intervals[name] = held_interval(ends, value_of, scored.range_of(name))
+        score = scored.scores.get(name)
+        if score is None or not 0 < ends[0] <= score <= ends[1] < 1:
+            scored.intervals[name] = held_interval(ends, score, scored.range_of(name))
     return scored
 
 
