@@ -267,9 +267,9 @@ class SQLiteStore:
         self._epoch = -1
         self._folded = 0
         self._folds: deque[tuple[float, int]] = deque()
-        self._deadline = float("inf")
-        """When a fold is to be given up; see `hasten`."""
         """When, by the monotonic clock, this process folded up to which commit."""
+        self._deadline = inf
+        """When a fold is to be given up; see `hasten`."""
         self._seen = 0
         self._data_version = -1
         self._housekept = -inf
@@ -923,11 +923,15 @@ class SQLiteStore:
 
 def _has_fewer_events(after: State, before: State) -> bool:
     """Whether any model of `before` has fewer events in `after`."""
-    return any(
-        model not in after.models
-        or value(after.models[model].all_time, "events") < value(state.all_time, "events")
-        for model, state in before.models.items()
-    )
+    return any(_events(after, model) < _events(before, model) for model in before.models)
+
+
+def _events(state: State, model: str) -> float:
+    """The events of a model; -1 where it is unknown, 0 where no number is stored."""
+    if model not in state.models:
+        return -1
+    number = value(state.models[model].all_time, "events")
+    return number if isinstance(number, (int, float)) else 0
 
 
 def _select(

@@ -275,6 +275,21 @@ def test_password(open_store: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert "wrong" not in caplog.text + str(caught.value)
 
 
+def test_digests_of_every_home_have_their_turn(
+    server: RedisServer, open_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a process begins; and where a step leaves some of a home, it says so."""
+    store = open_store(server.url)
+    homes = 2 * redis_store.HOMES_IN_TURN + 5
+    for home in range(homes):
+        store.commit(entries(*range(10 * home, 10 * home + 10), model=f"n{home}/d/p/m"), NOW)
+    assert len({tuple(open_store(server.url)._next_homes()) for _ in range(9)}) > 1
+    monkeypatch.setattr(redis_store, "SWEEP_DIGESTS", 5)
+    assert [store.housekeep(NOW + TTL + 1) for _ in range(6)] == [True] * 5 + [False]
+    store._next_count = 0.0
+    assert store.seen() == 0
+
+
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "noeviction"])
 def test_a_server_that_evicts_is_warned_of(
     policy: str, open_store: Any, caplog: pytest.LogCaptureFixture
