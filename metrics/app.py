@@ -147,27 +147,31 @@ class App:
 
     def close(self) -> None:
         """Commit what is queued, send the last summaries, and release the store."""
-        self.committer.close()
+        committed = self.committer.close()
         for each in self.before_closing:
             each()
         if self.sink is not None:
             self.sink.close()
-        if self.outbox is not None:
+        if self.outbox is not None and committed:
             self.outbox.close(self.now())
-        self.store.close()
+        if committed:  # else a call of the store is under way that does not return
+            self.store.close()
 
     @property
     def ready(self) -> bool:
-        """Whether the store can commit. Never waits."""
+        """Whether events are committed: false where the store cannot, or hangs. Never waits."""
         return self.committer.healthy
 
     @property
     def alive(self) -> bool:
-        """Whether events can still be committed by this process, now or later. Never waits."""
+        """Whether events can be committed ever again by this process. Never waits."""
         return self.committer.alive
 
     def read(self) -> State:
-        """The state all questions are answered from; refused events of no model are kept apart."""
+        """The state all questions are answered from; refused events of no model are kept apart.
+
+        Never waits.
+        """
         return self.store.read()
 
     def _open_sink(self) -> Sink | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time as clock
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import TYPE_CHECKING
@@ -93,7 +92,7 @@ class Pusher:
 
         from .exposition import render
 
-        self._app.store.commit([], clock.time())  # so that `read` holds what other workers added
+        self._app.committer.refresh(TIMEOUT_SECONDS)  # `read` shows what other workers added
         text, _ = render(self._app, "")
 
         def handler(

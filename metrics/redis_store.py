@@ -34,10 +34,10 @@ sent again. So a batch over several models is atomic model by model: where one f
 raises, and a retry finds the others' digests. Mirror and server add the same doubles in the same
 order, so they are equal to the bit.
 
-Readers ask `fdmt:changes` (in a cluster: the meta of every model) twice a second at most, and load
-the panes that changed. Data is lost where a sequence fell, an epoch changed otherwise than by a
-reset, or a server with another history has fewer events: this is counted, logged, and gives the
-model a new `created`, so that whoever scrapes its counters sees a reset and no jump.
+`refresh` asks `fdmt:changes` (in a cluster: the meta of every model), and loads the panes that
+changed. Data is lost where a sequence fell, an epoch changed otherwise than by a reset, or a server
+with another history has fewer events: this is counted, logged, and gives the model a new `created`,
+so that whoever scrapes its counters sees a reset and no jump.
 
 A pane's key is made from its name in `redis_load.lua` and `redis_restart.lua`: it is in the slot
 of their KEYS, but not one of them. While a slot moves to another node its models are unavailable.
@@ -71,7 +71,6 @@ from .store import (
     Ahead,
     apply_rest,
     check_constants,
-    latest,
     split,
     unheeded,
     with_created,
@@ -81,10 +80,6 @@ from .windows import ALL_TIME, PANES, Pane
 logger = logging.getLogger("metrics.store")
 
 FORMAT = 2
-CATCH_UP_SECONDS = 0.5
-"""How old a reader's view may be before it looks for other replicas' commits."""
-RECOVER_SECONDS = 5.0
-"""How long readers leave a server alone that failed, unless a commit succeeds."""
 LOAD_PANES = 64
 """Panes in one answer, about: a script stops the server while it runs."""
 LOAD_MODELS = 50
@@ -162,7 +157,6 @@ class RedisStore:
         self._change = 0
         self._seen = 0
         self._turn = secrets.randbelow(1 << 32)
-        self._next_look = 0.0
         self._next_count = 0.0
         self._checked = False
         self._stamped = False
@@ -171,7 +165,6 @@ class RedisStore:
         try:
             self._look()
         except StoreUnavailable as error:
-            self._rest()
             logger.warning("store is not ready (%s): %s", error.kind, error)
 
     # --- the contract ------------------------------------------------------------------------
@@ -184,52 +177,49 @@ class RedisStore:
         """
         with self._lock, self._serving():
             self._check_format(stamp=True)
-            verdicts = self._commit(_shares(batch), now, ahead) if batch else self._probe(now)
-            if self._next_look > clock.monotonic() + CATCH_UP_SECONDS:
-                self._next_look = 0.0  # the server is back
-            return verdicts
+            return self._commit(_shares(batch), now, ahead) if batch else self._probe(now)
+
+    def refresh(self, now: float) -> None:
+        """Take in what other replicas committed, and count digests where that is cheap."""
+        with self._lock, self._serving():
+            self._look()
+            self._count()
 
     def read(self) -> State:
-        """A consistent copy; sees commits of other replicas within a second.
-
-        Where the server cannot be read it answers from memory, and where a commit is under way
-        it does not wait for it.
-        """
-        if clock.monotonic() >= self._next_look and self._lock.acquire(False):
-            try:
-                with self._serving():
-                    self._look()
-            except StoreUnavailable:
-                pass
-            finally:
-                self._lock.release()
-        return latest(self._mirror, self._mirror_lock)
+        """A consistent copy as of the last commit, or `refresh`; from memory."""
+        return self._mirror.published
 
     def find(
-        self, keys: Collection[RecordKey], digests: Collection[bytes]
-    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
-        """The records there are of `keys`, and which of `digests` are known in their homes."""
-        if not keys:
-            return {}, set()
-        by_home: dict[str, list[RecordKey]] = {}
-        for key in keys:
-            by_home.setdefault(key.home, []).append(key)
-        asked = list(digests)
+        self, keys: Collection[RecordKey], ids: Collection[RecordKey]
+    ) -> tuple[dict[RecordKey, bytes], set[RecordKey]]:
+        """The records there are of `keys`, and which of `ids` are known in their homes."""
+        of_keys, of_ids = _by_home(keys), _by_home(ids)
         calls = []
-        for home, of_home in by_home.items():
-            name = _shared(home, "records")
-            calls.append(Call(name, ("HMGET", name, *(key.id for key in of_home))))
-            name = _shared(home, "seen")
-            calls.append(Call(name, ("ZMSCORE", name, *(asked or [b""]))))
-        with self._lock, self._serving():
-            replies = self._link.exchange(calls)
-        records: dict[RecordKey, bytes] = {}
-        known: set[bytes] = set()
-        for of_home, bodies, times in zip(
-            by_home.values(), replies[::2], replies[1::2], strict=True
+        for kind, command, by_home in (
+            ("records", "HMGET", of_keys),
+            ("seen", "ZMSCORE", of_ids),
         ):
-            records.update((key, body) for key, body in zip(of_home, bodies, strict=True) if body)
-            known.update(digest for digest, time in zip(asked, times, strict=False) if time)
+            for home, asked in by_home.items():
+                name = _shared(home, kind)
+                calls.append(Call(name, (command, name, *(each.id for each in asked))))
+        if not calls:
+            return {}, set()
+        with self._lock, self._serving():
+            replies = iter(self._link.exchange(calls))
+            records = {
+                key: body
+                for asked in of_keys.values()
+                for key, body in zip(asked, next(replies), strict=True)
+                if body
+            }
+            if records:
+                self._look()
+        known = {
+            id
+            for asked in of_ids.values()
+            for id, time in zip(asked, next(replies), strict=True)
+            if time
+        }
         return records, known
 
     def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
@@ -269,6 +259,7 @@ class RedisStore:
                 for model, panes in old.items():
                     for pane in panes:
                         self._mirror.drop(model, pane)
+                self._mirror.read()
             return (
                 sum(map(len, old.values())) == PANES_AT_ONCE
                 or max(gone[: len(homes)], default=0) == SWEEP_DIGESTS
@@ -285,22 +276,17 @@ class RedisStore:
         return run(SWEEP, [_shared(home, "seen")] * 2, repr(now - self._ttl), SWEEP_DIGESTS)
 
     def seen(self) -> int:
-        """How many digests are remembered; counts them in a hundredth of the time at most."""
-        began = clock.monotonic()
-        if began >= self._next_count and self._lock.acquire(False):
-            try:
-                with self._serving():
-                    calls = [
-                        Call(key, ("ZCARD", key))
-                        for key in {_shared(model, "seen") for model in self._known}
-                    ]
-                    self._seen = sum(self._link.exchange(calls))
-            except StoreUnavailable:
-                pass
-            finally:
-                self._lock.release()
-            self._next_count = clock.monotonic() + 100 * (clock.monotonic() - began)
+        """How many digests are remembered, as of a `refresh`."""
         return self._seen
+
+    def _count(self) -> None:
+        """Count the digests, in a hundredth of the time at most."""
+        began = clock.monotonic()
+        if began < self._next_count:
+            return
+        names = {_shared(model, "seen") for model in self._known}
+        self._seen = sum(self._link.exchange([Call(name, ("ZCARD", name)) for name in names]))
+        self._next_count = clock.monotonic() + 100 * (clock.monotonic() - began)
 
     def reset(self, model: str) -> bool:
         """Forget all of one model but its digests; other replicas notice by its epoch."""
@@ -327,18 +313,11 @@ class RedisStore:
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
-        """Have readers rest after an error; what could not serve at start is unavailable now."""
+        """Raise as unavailable what would be unusable at start: it may be mended."""
         try:
             yield
-        except StoreUnavailable:
-            self._rest()
-            raise
         except StoreUnusable as error:
-            self._rest()
             raise StoreUnavailable("foreign", str(error)) from error
-
-    def _rest(self) -> None:
-        self._next_look = clock.monotonic() + RECOVER_SECONDS
 
     def _check_format(self, stamp: bool = False) -> None:
         """Raises StoreUnusable where a version wrote that knows more; `stamp` writes ours."""
@@ -553,7 +532,6 @@ class RedisStore:
         self._suspects.update(model for model in self._known if _tag(model) in doubted)
         self._load(changed)
         self._change = change
-        self._next_look = clock.monotonic() + CATCH_UP_SECONDS
 
     def _changed(self) -> tuple[int, set[str]]:
         """The number of the last commit, and the models that changed since the last look."""
@@ -607,6 +585,8 @@ class RedisStore:
                     self._suspects.update(self._known.keys() - whole)
                     self._listed.clear()
         finally:
+            with self._mirror_lock:
+                self._mirror.read()
             if lost:
                 self.losses += len(lost)
                 logger.error("Redis lost data of %d models, one is %s", len(lost), lost[0])
@@ -663,7 +643,7 @@ class RedisStore:
         lost = resets_now != resets or loaded.known.sequence < known.sequence
         if loaded.whole and not lost:
             with self._mirror_lock:
-                state = self._mirror.read().models.get(model)
+                state = self._mirror.foreseen().models.get(model)
             now = loaded.panes.get(_name(ALL_TIME), {})
             lost = state is not None and value(state.all_time, "events") > value(now, "events")
         if lost:
@@ -719,6 +699,13 @@ def _shares(batch: Sequence[Entry]) -> list[Share]:
         if entry.digest:
             share.fresh.add(entry.digest)
     return list(shares.values())
+
+
+def _by_home(keys: Collection[RecordKey]) -> dict[str, list[RecordKey]]:
+    by_home: dict[str, list[RecordKey]] = {}
+    for key in keys:
+        by_home.setdefault(key.home, []).append(key)
+    return by_home
 
 
 def _load_call(model: str, known: Known) -> Call:

@@ -43,9 +43,9 @@ transaction of a process of an older version fail that has the file open still.
 
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
 know. All processes so add the same numbers in the same order, and the fold writes the sums they
-all have: memory and file are equal to the bit. Readers ask `PRAGMA data_version`. Rows stay in the
-log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their order, so
-that the log never has a gap. A process that looks less often than that reads the tables anew.
+all have: memory and file are equal to the bit. `refresh` asks `PRAGMA data_version`. Rows stay in
+the log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their order,
+so that the log never has a gap. A process that looks less often than that reads the tables anew.
 
 A file that is deleted or renamed while it is open is written again, whole: SQLite still has all of
 it. Another one that somebody put there is taken as it is, if it is a store; so is what is left of
@@ -95,7 +95,6 @@ from .store import (
     Ahead,
     apply_rest,
     check_constants,
-    latest,
     split,
     unheeded,
     with_created,
@@ -110,8 +109,6 @@ BUSY_SECONDS = 5.0
 """How long a commit waits for another process's transaction before it answers 503."""
 BUSY_TRY_SECONDS = 0.02
 """How long SQLite itself waits: its pauses grow, so that whoever waits long would wait longer."""
-CATCH_UP_SECONDS = 0.5
-"""How old a reader's view may be before it looks for other processes' commits."""
 HOUSEKEEPING_SECONDS = 1.0
 """How often the log is folded while other housekeeping goes on."""
 RETAIN_SECONDS = 5
@@ -275,7 +272,6 @@ class SQLiteStore:
         """When, by the monotonic clock, this process folded up to which commit."""
         self._seen = 0
         self._data_version = -1
-        self._looked = 0.0
         self._housekept = -inf
         """When, by the monotonic clock, the last step of housekeeping ended."""
         self._folded_at = -inf
@@ -331,38 +327,30 @@ class SQLiteStore:
                 self._confirm()
             self._touched.add(delta)
             self._recent.update(dict.fromkeys(digests, sequence))
-            self._looked = clock.monotonic()
             if sequence - self._folded >= MAX_LOG or len(self._recent) >= MAX_RECENT:
                 self._try_to_fold(connection)
             return verdicts
 
-    def read(self) -> State:
-        """A consistent copy; sees commits of other processes within a second.
+    def refresh(self, now: float) -> None:
+        """Take in what other processes committed."""
+        with self._lock, self._guard():
+            self._look(self._open())
 
-        Where the file cannot be read it answers from memory, and where a commit is under way it
-        does not wait for it.
-        """
-        if clock.monotonic() - self._looked > CATCH_UP_SECONDS and self._lock.acquire(False):
-            try:
-                self._looked = clock.monotonic()
-                with self._guard():
-                    self._look(self._open())
-            except StoreUnavailable:
-                pass
-            finally:
-                self._lock.release()
-        return latest(self._mirror, self._mirror_lock)
+    def read(self) -> State:
+        """A consistent copy as of the last commit, or `refresh`; from memory."""
+        return self._mirror.published
 
     def find(
-        self, keys: Collection[RecordKey], digests: Collection[bytes]
-    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
-        """The records there are of `keys`, and which of `digests` are known; as of now."""
+        self, keys: Collection[RecordKey], ids: Collection[RecordKey]
+    ) -> tuple[dict[RecordKey, bytes], set[RecordKey]]:
+        """The records there are of `keys`, and which of `ids` are known; as of now."""
         with self._lock, self._guard():
             connection = self._open()
             self._look(connection)
-            known = set(digests) - self._new(connection, set(digests))
+            new = self._new(connection, {each.id for each in ids})
+            known = {each for each in ids if each.id not in new}
             homes = {key.id: key for key in keys}
-            rows = _select(connection, _RECORDS, homes)
+            rows = _select(connection, _RECORDS, homes) if homes else []
             return {homes[id]: body for id, body in rows}, known
 
     def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
@@ -405,6 +393,7 @@ class SQLiteStore:
             if delta.dropped:
                 with self._mirror_lock:
                     self._apply(sequence, b"", delta)
+                    self._mirror.read()
             self._more = behind or left
             self._housekept = clock.monotonic()
             return self._more
@@ -602,6 +591,7 @@ class SQLiteStore:
                 if self._replay(connection) < sequence:
                     self._epoch = -1  # nothing is to be added to what was read so far
                     raise StoreUnavailable("corrupt", f"{self._path}: its log has a gap")
+            self._mirror.read()
 
     def _replay(self, connection: sqlite3.Connection) -> int:
         """Apply the log's rows that the mirror lacks, up to a gap; the number of the last."""

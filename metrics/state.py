@@ -209,11 +209,10 @@ class Mirror:
     def __init__(self) -> None:
         self.sequence = 0
         self._models: dict[str, ModelState] = {}
-        self.latest: State | None = None
-        """What was read last, where nothing has changed since that may be read."""
+        self.published = State({}, 0)
+        """What readers are given, in any thread: replaced as a whole by `read`."""
         self._content: State | None = None
         """A copy of what there is now, if one was made."""
-        self._is_ahead = False
         self._owned: dict[tuple[str, Pane], set[str]] = {}
         """Panes that no reader holds, and which families of them none does."""
         self._owned_models: set[str] = set()
@@ -226,13 +225,12 @@ class Mirror:
         return model in self._models
 
     def read(self) -> State:
-        """A consistent copy; the same object until something changes."""
-        if self.latest is None:
-            self.latest = self.foreseen()
-        return self.latest
+        """Publish what there is now; the same object until something changes."""
+        self.published = self.foreseen()
+        return self.published
 
     def foreseen(self) -> State:
-        """What `read` gives as soon as the mirror is not ahead of it any more."""
+        """A consistent copy of what there is now, whether it may be read already or not."""
         if self._content is None:
             self._content = State(dict(self._models), self.sequence)
             self._owned.clear()
@@ -241,24 +239,21 @@ class Mirror:
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
-        """Have `read` give what it does now until the block ends, whatever changes meanwhile.
+        """Publish what there is now, and what changes meanwhile once the block ends.
 
-        If the block raises, it did not change.
+        If the block raises, nothing changed.
         """
         self.read()
-        self._is_ahead = True
         try:
             yield
         except BaseException:
             self.take_back()
             raise
-        finally:
-            self._is_ahead = False
-            self.latest = self._content
+        self.read()
 
     def take_back(self) -> None:
-        """Forget what changed while the mirror is ahead."""
-        self._content = self.read()
+        """Forget what changed since something was published."""
+        self._content = self.published
         self._models = dict(self._content.models)
         self.sequence = self._content.sequence
         self._owned.clear()
@@ -410,10 +405,8 @@ class Mirror:
             self._expiring.setdefault(expiry(pane), {}).setdefault(model, []).append(pane)
 
     def _change(self) -> None:
-        """Let go of copies that will not be true any more."""
+        """Let go of the copy that will not be true any more."""
         self._content = None
-        if not self._is_ahead:
-            self.latest = None
 
     def _own(self, model: str) -> ModelState:
         """The model's maps, copied first where a reader may still hold them."""

@@ -1,8 +1,9 @@
 """The contract of a store, and its memory twin.
 
-Every backend has the same verbs in the same order: `commit` (atomic, and durable when it
-returns), `read` (a consistent copy, cheap when nothing changed), `close`. One test suite runs
-over all of them. A store may be called from several threads; commits are one at a time.
+Every backend has the same verbs: `commit` (atomic, and durable when it returns), `refresh` (take
+in what other processes committed), `read` (what is known, from memory), `close`. One test suite
+runs over all of them. A server calls a store from its committer's thread only, but for `read`,
+`seen` and `losses`, which never wait and do no I/O.
 """
 
 from __future__ import annotations
@@ -48,16 +49,19 @@ class Store(Protocol):
         there; StoreUnavailable where a retry can succeed.
         """
 
+    def refresh(self, now: float) -> None:
+        """Take in what other processes committed: `read` shows it then. Raises StoreUnavailable."""
+
     def read(self) -> State:
-        """A consistent copy; sees commits of other processes within a second."""
+        """A consistent copy as of the last commit, or `refresh`. Never waits, does no I/O."""
 
     def find(
-        self, keys: Collection[RecordKey], digests: Collection[bytes]
-    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
-        """The records there are of `keys`, and which of `digests` are known, in the keys' homes.
+        self, keys: Collection[RecordKey], ids: Collection[RecordKey]
+    ) -> tuple[dict[RecordKey, bytes], set[RecordKey]]:
+        """The records there are of `keys`, and which of `ids` are known: digests, with homes.
 
-        Both as of now; a commit that presupposes them may find them changed. Raises
-        StoreUnavailable.
+        Both as of now; a commit that presupposes them may find them changed. `read` shows what
+        was counted with those records. Raises StoreUnavailable.
         """
 
     def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
@@ -73,7 +77,7 @@ class Store(Protocol):
         """
 
     def seen(self) -> int:
-        """How many digests are remembered, about."""
+        """How many digests are remembered, about. Never waits, does no I/O."""
 
     def reset(self, model: str) -> bool:
         """Forget all of one model but its digests; tells whether there was any."""
@@ -154,20 +158,23 @@ class MemoryStore:
             apply_rest(self._mirror, delta)
             self._seen.update((entry.digest, now) for entry in new if entry.digest)
             self._mirror.sequence += 1
+            self._mirror.read()
             return verdicts
+
+    def refresh(self, now: float) -> None:
+        """Nothing: there is no other process."""
 
     def read(self) -> State:
         """A consistent copy."""
-        with self._lock:
-            return self._mirror.read()
+        return self._mirror.published
 
     def find(
-        self, keys: Collection[RecordKey], digests: Collection[bytes]
-    ) -> tuple[dict[RecordKey, bytes], set[bytes]]:
-        """The records there are of `keys`, and which of `digests` are known."""
+        self, keys: Collection[RecordKey], ids: Collection[RecordKey]
+    ) -> tuple[dict[RecordKey, bytes], set[RecordKey]]:
+        """The records there are of `keys`, and which of `ids` are known."""
         with self._lock:
             records = {key: self._records[key] for key in keys if key in self._records}
-            return records, {digest for digest in digests if digest in self._seen}
+            return records, {each for each in ids if each.id in self._seen}
 
     def oldest(self, limit: int) -> list[tuple[RecordKey, bytes]]:
         """The records that were written first."""
@@ -182,6 +189,7 @@ class MemoryStore:
         """Forget expired panes, and up to 1000 digests past their time."""
         with self._lock:
             more = self._mirror.expire(now, PANES_AT_ONCE) == PANES_AT_ONCE
+            self._mirror.read()
             for digest, time in list(islice(self._seen.items(), 1000)):  # the oldest come first
                 if now - self._ttl < time <= now:
                     return more
@@ -199,6 +207,7 @@ class MemoryStore:
         with self._lock:
             known = model in self._mirror
             self._mirror.forget(model)
+            self._mirror.read()
             return known
 
     def hasten(self) -> None:
@@ -206,15 +215,6 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-def latest(mirror: Mirror, lock: threading.Lock) -> State:
-    """What may be read of a mirror that changes under `lock`; waits only where it has changed."""
-    known = mirror.latest  # whoever changes the mirror lets go of it first
-    if known is not None:
-        return known
-    with lock:
-        return mirror.read()
 
 
 def apply_rest(mirror: Mirror, delta: Delta) -> None:

@@ -23,6 +23,10 @@ from typing import Any
 
 import pytest
 
+from metrics.errors import StoreUnavailable
+from metrics.state import State
+from metrics.store import Store
+
 START_SECONDS = 60.0
 PORTS = range(10000, 22000)
 """Below those that outgoing connections take (Linux: from 32768), with every port's bus."""
@@ -263,3 +267,10 @@ def lint_metrics(text: str) -> list[str]:
     )
     assert checked.returncode in (0, 3)  # 3: lint warnings
     return (checked.stdout + checked.stderr).splitlines()
+
+
+def read(store: Store) -> State:
+    """What a store reads once it took in what others committed, where it can."""
+    with suppress(StoreUnavailable):
+        store.refresh(time.time())
+    return store.read()

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import redis_store, sqlite_store
 from metrics.alerts import (
     FIRING,
     OK,
@@ -252,8 +251,6 @@ def function(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Function]:
     """A function on each kind of store; readers look at once."""
-    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
     url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/feedback.db"}.get(request.param)
     if url is None:
         server = request.getfixturevalue("server")

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import redis_store, sqlite_store
 from metrics.app import App
 from metrics.config import load
 from metrics.counters import net
@@ -93,8 +92,6 @@ def function(
     request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Function]:
     """A function on each kind of store; readers look at once."""
-    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
     url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/feedback.db"}.get(request.param)
     if url is None:
         server = request.getfixturevalue("server")
@@ -137,11 +134,17 @@ def tell(app: App, request: str, values: Any, **more: Any) -> Response:
     return send(app, FEEDBACK, {"truth": message(values)}, requestid=request, **more)
 
 
+def read(app: App) -> Any:
+    """What an app reads once it took in what the others committed."""
+    app.committer.refresh(60)
+    return app.read()
+
+
 def view(app: App, window: str = "all") -> Any:
     """The model's view in a window."""
     from metrics.scores import model_view
 
-    state = app.read().models[MODEL]
+    state = read(app).models[MODEL]
     settings = app.models.of(MODEL)
     kept = {each.name: each for each in settings.windows}
     return model_view(MODEL, state, settings, app.now(), kept.get(window), segments=True)
@@ -149,7 +152,7 @@ def view(app: App, window: str = "all") -> Any:
 
 def fates(app: App) -> tuple[Any, Any]:
     """What became of predictions and truths, the fates that are not 0."""
-    found = app.read().models[MODEL].all_time
+    found = read(app).models[MODEL].all_time
     return tuple(
         {fate: number for (fate,), number in found.get(family, {}).items()}
         for family in ("predictions", "truths")
@@ -260,7 +263,7 @@ def test_a_truth_names_only_its_deployment(function: Function) -> None:
     for _ in range(2):
         body = json.dumps({"truth": message([2, 1])}).encode()
         assert app.post_sync(headers, body).status in (200, 202)
-    assert [model for model, state in app.read().models.items() if "rows" in state.all_time] == [
+    assert [model for model, state in read(app).models.items() if "rows" in state.all_time] == [
         MODEL
     ]
     assert view(app)["rows"] == 2
@@ -314,7 +317,7 @@ def test_it_counts_in_the_window_of_the_truth_or_of_the_prediction(function: Fun
     tell(app, "r", [2, 1], time=format_time(int(NOW)))
     assert (view(app, "10m")["rows"], view(app, "1d")["rows"]) == (2, 2)
     assert view(app)["join"]["mean_delay_seconds"] == 3000
-    assert app.read().models[MODEL].all_time["truth_delay_bucket"] == {("3600",): 1}
+    assert read(app).models[MODEL].all_time["truth_delay_bucket"] == {("3600",): 1}
     function.stop()
     if function.url == "memory:":
         return
@@ -416,7 +419,7 @@ def test_without_joins_the_reason_names_the_setting() -> None:
     assert answer.status == 400
     assert "FEEDBACK_JOIN_TTL" in json.loads(answer.body)["detail"]
     assert predict(app, "r", ROWS).status == 202
-    assert MODEL not in app.read().models or "predictions" not in app.read().models[MODEL].all_time
+    assert MODEL not in read(app).models or "predictions" not in read(app).models[MODEL].all_time
     app.close()
 
 
@@ -430,7 +433,7 @@ def test_a_correction_replaces_the_truth(function: Function) -> None:
     tell(app, "r", [0, 0])
     predict(app, "s", ROWS)
     tell(app, "s", [2, 0])
-    before = app.read().models[MODEL].all_time
+    before = read(app).models[MODEL].all_time
     function.now += 3000
     answer = tell(app, "r", [2, 1], id="correction")
     assert answer.status == 200
@@ -442,7 +445,7 @@ def test_a_correction_replaces_the_truth(function: Function) -> None:
     found = view(app, "1d")
     assert found["scores"]["accuracy"] == view(app)["scores"]["accuracy"] == 0.75
     assert view(app)["join"]["corrected"] == 1
-    after = app.read().models[MODEL].all_time
+    after = read(app).models[MODEL].all_time
     assert all(
         number <= after[family][labels]
         for family, cells in before.items()
@@ -613,7 +616,7 @@ def test_any_interleaving_equals_the_known_table(
         assert send(app, kind, data, id=id, requestid=request).status in (200, 202)
     for app in function.apps:
         assert same_scores(view(app), expected(made, corrections == "on"))
-        joined = app.read().models[MODEL].all_time["predictions"][("joined",)]
+        joined = read(app).models[MODEL].all_time["predictions"][("joined",)]
         assert joined == len(made.truths)
 
 

@@ -23,19 +23,12 @@ from metrics.redis_link import promise
 from metrics.redis_store import RedisStore
 from metrics.state import Entry
 from metrics.windows import ALL_TIME, Pane, place, window
-from tests.servers import CutWire, RedisServer, redis_cluster
+from tests.servers import CutWire, RedisServer, read, redis_cluster
 
 NOW = 1_700_000_000.0
 TTL = 800
 WINDOWS = [window(name) for name in ("5m", "1h", "1d")]
 MODELS = [f"ns/deployment-{n}/default/{{model}}" for n in range(9)]
-
-
-@pytest.fixture(autouse=True)
-def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers look for others' commits at every read, whatever happened before."""
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
-    monkeypatch.setattr(redis_store, "RECOVER_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +68,7 @@ def entries(*ids: int, model: str = "m", **more: Any) -> list[Entry]:
 
 def events(store: RedisStore, model: str = "m") -> Any:
     """The events and duplicates that the store reads."""
-    vector = store.read().models[model].all_time
+    vector = read(store).models[model].all_time
     return vector.get("events", {}).get((), 0), vector.get("duplicates", {}).get((), 0)
 
 
@@ -110,7 +103,7 @@ def test_unknown_scripts(server: RedisServer, open_store: Any) -> None:
     for use in (lambda: store.housekeep(NOW), lambda: store.reset("m"), store.read):
         server.ask("SCRIPT", "FLUSH")
         use()
-    assert set(store.read().models) == set(open_store(server.url).read().models) == {"n"}
+    assert set(read(store).models) == set(read(open_store(server.url)).models) == {"n"}
 
 
 def test_lost_reply(server: RedisServer, open_store: Any) -> None:
@@ -134,7 +127,7 @@ def test_every_packet_can_be_lost(server: RedisServer, open_store: Any, lose_rep
     over, faults = False, 0
     while not over:
         server.ask("FLUSHALL")
-        other.read()
+        read(other)
         with CutWire(server.port, lose_replies) as wire:
             wire.cut_after = faults
             store = open_store(wire.url)
@@ -150,7 +143,7 @@ def test_every_packet_can_be_lost(server: RedisServer, open_store: Any, lose_rep
                         given.append(store.commit(each, NOW))
                 except StoreUnavailable:
                     failed += 1
-                store.read()
+                read(store)
                 store.seen()
             over = not wire.cuts
             faults += not over
@@ -166,8 +159,8 @@ def test_every_packet_can_be_lost(server: RedisServer, open_store: Any, lose_rep
             for each in (store, other, open_store(server.url)):
                 assert events(each)[0] == 4
                 assert events(each, "n")[0] == 1
-                assert each.read().constants("n") == {"created": NOW, "origin": 0.5}
-            assert store.read().models == other.read().models
+                assert read(each).constants("n") == {"created": NOW, "origin": 0.5}
+            assert read(store).models == read(other).models
             assert store.losses == 0
             store.close()
     assert faults >= 8
@@ -193,10 +186,12 @@ def test_reading_an_unchanged_store(server: RedisServer, open_store: Any) -> Non
         return int(info.split("total_commands_processed:")[1].split()[0])
 
     for each in (store, other):
-        before_read = each.read()
+        before_read = read(each)
         before = commands()
-        assert all(each.read() is before_read for _ in range(10))
+        assert all(read(each) is before_read for _ in range(10))
         assert commands() - before == 21  # INFO itself is one
+        assert all(each.read() is before_read for _ in range(10))
+        assert commands() - before == 22
 
 
 def test_server_that_does_not_answer(server: RedisServer, open_store: Any) -> None:
@@ -244,22 +239,6 @@ def test_tls(server: RedisServer, open_store: Any, tmp_path: Path) -> None:
     assert events(open_store(server.url)) == (1, 0)
 
 
-def test_readers_rest(
-    server: RedisServer, open_store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After an error readers ask the server again when a commit succeeded, and not before."""
-    monkeypatch.setattr(redis_store, "RECOVER_SECONDS", 60.0)
-    with CutWire(server.port) as wire:
-        store, other = open_store(wire.url), open_store(server.url)
-        store.commit(entries(1), NOW)
-        wire.cut_after = 0
-        assert kind(store) == "unreachable"
-        other.commit(entries(2), NOW)
-        assert events(store) == (1, 0)
-        store.commit([], NOW)
-        assert events(store) == (2, 0)
-
-
 # --- what time can mend ------------------------------------------------------------------------
 
 
@@ -267,7 +246,7 @@ def test_unreachable(open_store: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A store whose server is down opens with one warning, and serves when the server is up."""
     server = RedisServer()
     store = open_store(server.url)
-    assert dict(store.read().models) == {}
+    assert dict(read(store).models) == {}
     assert kind(store) == kind(store, entries(1)) == "unreachable"
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("metrics.store", logging.WARNING)
@@ -378,17 +357,17 @@ def test_flushed(server: RedisServer, open_store: Any, caplog: pytest.LogCapture
     """Data that vanished is counted and logged once; its counters begin anew."""
     one, other = open_store(server.url), open_store(server.url)
     one.commit(entries(1, 2) + entries(1, model="n"), NOW)
-    other.read()
+    read(other)
     server.ask("FLUSHALL")
     assert one.commit(entries(1), NOW + 9) == [True]
-    assert one.read().models["m"].constants == {"created": NOW + 9}
+    assert read(one).models["m"].constants == {"created": NOW + 9}
     for store in (one, other):
-        assert set(store.read().models) == {"m"}
+        assert set(read(store).models) == {"m"}
         assert events(store) == (1, 0)
         assert store.losses == 2
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     assert other.commit(entries(3) + entries(1, model="n"), NOW + 10) == [True, True]
-    assert one.read().models == other.read().models
+    assert read(one).models == read(other).models
     assert one.losses == other.losses == 2
 
 
@@ -396,11 +375,11 @@ def test_only_other_models_after_a_flush(server: RedisServer, open_store: Any) -
     """A model that vanished is noticed, also where others keep the server as busy as before."""
     one, other = open_store(server.url), open_store(server.url)
     one.commit(entries(1), NOW)
-    one.read()
+    read(one)
     server.ask("FLUSHALL")
     for id in range(5):
         other.commit(entries(id, model="n"), NOW)
-    assert set(one.read().models) == {"n"}
+    assert set(read(one).models) == {"n"}
     assert one.losses == 1
 
 
@@ -414,7 +393,7 @@ def test_killed_server(open_store: Any) -> None:
             for id in range(0, 150, 5):
                 batch = entries(*range(id, id + 5))
                 sums[at] += sum(commit(stores[at], batch))
-                stores[at].read()
+                read(stores[at])
 
         threads = [threading.Thread(target=work, args=(at,)) for at in range(2)]
         for thread in threads:
@@ -428,7 +407,7 @@ def test_killed_server(open_store: Any) -> None:
         for store in [*stores, open_store(server.url)]:
             assert events(store)[0] == 150
             assert store.losses == 0
-        assert stores[0].read().models == stores[1].read().models
+        assert read(stores[0]).models == read(stores[1]).models
 
 
 @pytest.mark.parametrize("first", ["read", "commit"])
@@ -439,7 +418,7 @@ def test_stale_failover(first: str, open_store: Any) -> None:
         one.commit(entries(1, 2) + entries(1, model="n"), NOW)
         server.ask("SAVE")
         one.commit(entries(3, 4), NOW)
-        other.read()
+        read(other)
         server.restart()
         if first == "commit":
             assert commit(one, entries(4, 5)) == [True, True]
@@ -449,9 +428,9 @@ def test_stale_failover(first: str, open_store: Any) -> None:
             expected = 2
         for store in (one, other, open_store(server.url)):
             assert events(store)[0] == expected
-            assert store.read().constants("m")["created"] > NOW
-            assert store.read().constants("n") == {"created": NOW}
-        assert one.read().models == other.read().models
+            assert read(store).constants("m")["created"] > NOW
+            assert read(store).constants("n") == {"created": NOW}
+        assert read(one).models == read(other).models
         assert (one.losses, other.losses) == (1, 1)
 
 
@@ -460,7 +439,7 @@ def test_fewer_events(open_store: Any) -> None:
     with RedisServer() as server:
         one, other = open_store(server.url), open_store(server.url)
         one.commit(entries(1), NOW)
-        other.read()
+        read(other)
         server.ask("SAVE")
         one.commit(entries(2, 3), NOW)
         server.restart()
@@ -468,8 +447,8 @@ def test_fewer_events(open_store: Any) -> None:
             assert commit(other, entries(1)) == [False]
         assert events(one) == events(other) == (1, 5)
         assert one.losses == 1
-        assert one.read().models == other.read().models
-        assert one.read().constants("m")["created"] > NOW
+        assert read(one).models == read(other).models
+        assert read(one).constants("m")["created"] > NOW
 
 
 def test_overtaken_failover(open_store: Any) -> None:
@@ -477,15 +456,15 @@ def test_overtaken_failover(open_store: Any) -> None:
     with RedisServer() as server:
         one, other = open_store(server.url), open_store(server.url)
         one.commit(entries(1, 2), NOW)
-        other.read()
+        read(other)
         server.ask("SAVE")
         late = Pane(5, 340000001)
         one.commit([Entry("m", bytes(16), (ALL_TIME, late), {"lost": {(): 1}})], NOW)
         server.restart()
         for id in range(10, 15):
             commit(other, entries(id))
-        assert late not in one.read().models["m"].panes
-        assert one.read().models == other.read().models == open_store(server.url).read().models
+        assert late not in read(one).models["m"].panes
+        assert read(one).models == read(other).models == read(open_store(server.url)).models
 
 
 # --- values and keys ---------------------------------------------------------------------------
@@ -503,7 +482,7 @@ def test_one_slot(server: RedisServer, open_store: Any) -> None:
             *("meta", "panes", "pane", "constants", "seen")
         }
         server.ask("FLUSHALL")
-        store.read()
+        read(store)
 
 
 def test_keys_of_models_are_apart(server: RedisServer, open_store: Any) -> None:
@@ -512,7 +491,7 @@ def test_keys_of_models_are_apart(server: RedisServer, open_store: Any) -> None:
     store.commit([Entry("a", bytes(16), (Pane(5, 1, "}:meta"), ALL_TIME), {"x": {(): 1}})], NOW)
     store.commit(entries(1, model="a}:pane:5:1:"), NOW)
     for each in (store, open_store(server.url)):
-        assert each.read().models["a"].panes[Pane(5, 1, "}:meta")] == {"x": {(): 1}}
+        assert read(each).models["a"].panes[Pane(5, 1, "}:meta")] == {"x": {(): 1}}
         assert events(each, "a}:pane:5:1:") == (1, 0)
 
 
@@ -553,29 +532,22 @@ def test_past_64_bits(server: RedisServer, open_store: Any) -> None:
     for id in range(5):
         store.commit([Entry("m", bytes([id] * 16), (ALL_TIME,), {"x": {(): 2**61 + 1}})], NOW)
     for each in (store, open_store(server.url)):
-        number = each.read().models["m"].all_time["x"][()]
+        number = read(each).models["m"].all_time["x"][()]
         assert repr(number) == repr(float(5 * (2**61 + 1)))
 
 
-def test_own_commits_before_others(
-    server: RedisServer, open_store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_commits_before_others(server: RedisServer, open_store: Any) -> None:
     """Between two looks a reader sees its own commits at once, and only whole ones."""
     one, other = open_store(server.url), open_store(server.url)
     one.commit(entries(1), NOW)
-    other.read()
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 60.0)
-    one.read()
-    other.read()
+    read(other)
     one.commit(entries(2, 3), NOW)
     other.commit(entries(4), NOW)
-    assert events(other) == (2, 0)
-    assert events(one) == (3, 0)
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
+    assert other.read().models["m"].all_time["events"] == {(): 2}
+    assert one.read().models["m"].all_time["events"] == {(): 3}
     for store in (one, other):
-        store._next_look = 0.0
         assert events(store) == (4, 0)
-    assert repr(one.read().models["m"].all_time) == repr(other.read().models["m"].all_time)
+    assert repr(read(one).models["m"].all_time) == repr(read(other).models["m"].all_time)
 
 
 def test_reset_while_loading(
@@ -596,7 +568,7 @@ def test_reset_while_loading(
         return replies
 
     monkeypatch.setattr(other._link, "exchange", interrupted)
-    assert other.read().models["m"].panes == {ALL_TIME: {"new": {(): 1}}}
+    assert read(other).models["m"].panes == {ALL_TIME: {"new": {(): 1}}}
     assert other.losses == 0
 
 
@@ -693,7 +665,7 @@ def test_cluster(nodes: list[RedisServer], open_store: Any) -> None:
     for store in [*stores, open_store(nodes[0].url)]:
         assert store.commit([], NOW) == []
         assert {model: events(store, model) for model in MODELS} == dict.fromkeys(MODELS, (20, 20))
-        assert store.read().models == stores[0].read().models
+        assert read(store).models == read(stores[0]).models
         assert (store.seen(), store.losses) == (20 * len(MODELS), 0)
 
 
@@ -705,22 +677,22 @@ def test_cluster_contract(nodes: list[RedisServer], open_store: Any) -> None:
     with pytest.raises(ConstantsDiffer):
         other.commit([*batch, *entries(2, constants={"origin": 0.25})], NOW)
     assert other.commit(batch, NOW) == [True] * len(batch)
-    assert set(one.read().models) == {"m", *MODELS}
+    assert set(read(one).models) == {"m", *MODELS}
     assert one.reset(MODELS[0])
-    assert set(other.read().models) == {"m", *MODELS[1:]}
+    assert set(read(other).models) == {"m", *MODELS[1:]}
     one.housekeep(NOW + 90000)
     other.housekeep(NOW + 90000)
     for store in (one, other, open_store(nodes[2].url)):
-        assert all(set(state.panes) == {ALL_TIME} for state in store.read().models.values())
+        assert all(set(state.panes) == {ALL_TIME} for state in read(store).models.values())
     owner(nodes, "m").ask("FLUSHALL")
     lost = {model for model in ["m", *MODELS[1:]] if owner(nodes, model) is owner(nodes, "m")}
     for store in (one, other):
-        assert set(store.read().models) == {"m", *MODELS[1:]} - lost
+        assert set(read(store).models) == {"m", *MODELS[1:]} - lost
         assert store.losses == len(lost)
     for node in nodes:
         node.ask("FLUSHALL")
     assert one.commit(entries(1), NOW) == [True]
-    assert set(other.read().models) == set(open_store(nodes[1].url).read().models) == {"m"}
+    assert set(read(other).models) == set(read(open_store(nodes[1].url)).models) == {"m"}
 
 
 def test_moving_slots(nodes: list[RedisServer], open_store: Any) -> None:

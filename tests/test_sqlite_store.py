@@ -21,16 +21,11 @@ from metrics.histograms import of
 from metrics.sqlite_store import SQLiteStore
 from metrics.state import Entry
 from metrics.windows import ALL_TIME, Pane
+from tests.servers import read
 
 NOW = 1_700_000_000.0
 TTL = 800
 PANE = Pane(5, 340000000)
-
-
-@pytest.fixture(autouse=True)
-def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers look for others' commits at every read."""
-    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +67,7 @@ def entries(*ids: int, model: str = "m") -> list[Entry]:
 
 def events(store: SQLiteStore) -> Any:
     """The events and duplicates that the store reads."""
-    vector = store.read().models["m"].all_time
+    vector = read(store).models["m"].all_time
     return vector["events"][()], vector.get("duplicates", {}).get((), 0)
 
 
@@ -148,7 +143,7 @@ def test_place_that_cannot_be_written() -> None:
     """A store where no file can be made opens, and is not ready."""
     store = SQLiteStore("/proc/self/feedback.db", TTL)
     assert kind(store) == "readonly"
-    assert dict(store.read().models) == {}
+    assert dict(read(store).models) == {}
     store.close()
 
 
@@ -189,7 +184,7 @@ def test_file_of_another_kind(name: str, path: Path) -> None:
     assert kind(store, entries(1)) == kind(store) == expected
     with pytest.raises(StoreUnavailable):
         store.housekeep(NOW)
-    assert dict(store.read().models) == {}
+    assert dict(read(store).models) == {}
     assert path.read_bytes() == before
     path.unlink()
     assert store.commit(entries(1), NOW) == [True]
@@ -238,7 +233,7 @@ def test_older_format(path: Path) -> None:
         store = SQLiteStore(str(path), TTL)
         assert store.commit(entries(2), NOW) == [False]
         store.housekeep(NOW)
-        assert store.read().models["m"].all_time["events"] == {(): 2}
+        assert read(store).models["m"].all_time["events"] == {(): 2}
         store.close()
     with sqlite3.connect(path) as new:
         assert new.execute("PRAGMA user_version").fetchone() == (sqlite_store.VERSION,)
@@ -280,7 +275,7 @@ def test_journals(journal: str, path: Path) -> None:
     def work(store: SQLiteStore, first: int) -> None:
         for id in range(first, first + 60, 2):
             verdicts.extend(store.commit(entries(id, id + 1), NOW))
-            store.read()
+            read(store)
 
     threads = [threading.Thread(target=work, args=(stores[n], 30 * n)) for n in range(2)]
     for thread in threads:
@@ -323,7 +318,7 @@ def test_identity_of_panes(path: Path) -> None:
     one.commit([Entry("n", bytes(16), (ALL_TIME, young), {"events": {(): 1}})], NOW + 400)
     other.commit(entries(2), NOW + 400)  # late, for the pane that expired
     for store in (one, other, SQLiteStore(str(path), TTL)):
-        assert store.read().models["n"].panes[young] == {"events": {(): 1}}
+        assert read(store).models["n"].panes[young] == {"events": {(): 1}}
         assert events(store) == (2, 0)
 
 
@@ -527,7 +522,7 @@ def test_arrays_survive_what_dicts_do(path: Path, rows: int) -> None:
     def equal(times: int) -> None:
         expected = {labels: times * number for labels, number in scores.items()}
         for store in (one, other, SQLiteStore(str(path), TTL)):
-            model = store.read().models["m"]
+            model = read(store).models["m"]
             assert [model.panes[pane]["scores"] for pane in panes] == [expected] * 2
 
     for step in range(1, 7):
@@ -546,7 +541,7 @@ def test_arrays_survive_what_dicts_do(path: Path, rows: int) -> None:
     assert connection(one).execute("SELECT count(*) FROM arrays").fetchone() == (1,)
     assert one.reset("m")
     assert connection(one).execute("SELECT count(*) FROM arrays").fetchone() == (0,)
-    assert "m" not in other.read().models
+    assert "m" not in read(other).models
 
 
 # --- faults ------------------------------------------------------------------------------------
@@ -622,9 +617,9 @@ def test_every_statement_can_fail(
         else:
             assert again == [False, True, True]
         fresh = SQLiteStore(path, TTL, journal)
-        assert fresh.read().models == store.read().models
+        assert read(fresh).models == read(store).models
         assert events(fresh)[0] == 5
-        assert ("gone" in fresh.read().models) == (k % 2 == 0)
+        assert ("gone" in read(fresh).models) == (k % 2 == 0)
         for each in (store, other, fresh):
             each.close()
         if over:
@@ -682,7 +677,7 @@ def test_kill(journal: str, path: Path) -> None:
         total, duplicates = events(store)
         assert total % 5 == 0
         assert total - 5 * (told + 1) in (0, 5)
-        assert store.read().models["m"].panes[PANE]["events"][()] == total
+        assert read(store).models["m"].panes[PANE]["events"][()] == total
         verdicts = store.commit(entries(*range(5 * told + 10)), NOW)
         assert verdicts == [False] * total + [True] * (5 * told + 10 - total)
         told += 1

@@ -6,18 +6,20 @@ import random
 import threading
 import time as clock
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from metrics import redis_store, sqlite_store
+from metrics import committer, redis_store
 from metrics.counters import add, merge, unpack, value
 from metrics.errors import ConfigurationError, ConstantsDiffer, StoreUnavailable
+from metrics.server_stats import ServerStats
 from metrics.state import TAG, Entry, Gauge, RecordKey, State, Swap
 from metrics.store import Store, open_store
 from metrics.windows import ALL_TIME, Pane, place, window
-from tests.servers import RedisServer
+from tests.servers import RedisServer, read
 from tests.servers_http import until
 
 NOW = 1_700_000_000.0
@@ -63,8 +65,6 @@ def shared(
     request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Backend]:
     """Each kind of store that several instances can hold; readers look at once."""
-    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
-    monkeypatch.setattr(redis_store, "CATCH_UP_SECONDS", 0.0)
     yield from _backend(request, tmp_path)
 
 
@@ -91,7 +91,7 @@ def entry(id: object, increment: Any = ONE, model: str = "m", **more: Any) -> En
 
 def all_time(store: Store, model: str = "m") -> Any:
     """The counters of all time as the store reads now."""
-    return store.read().models[model].all_time
+    return read(store).models[model].all_time
 
 
 # --- counting ----------------------------------------------------------------------------------
@@ -99,14 +99,14 @@ def all_time(store: Store, model: str = "m") -> Any:
 
 def test_empty(backend: Backend) -> None:
     """An empty store knows no model."""
-    assert dict(backend.open().read().models) == {}
+    assert dict(read(backend.open()).models) == {}
 
 
 def test_empty_batch(backend: Backend) -> None:
     """An empty batch commits, and leaves the content as it is."""
     store = backend.open()
     assert store.commit([], NOW) == []
-    assert dict(store.read().models) == {}
+    assert dict(read(store).models) == {}
 
 
 def test_adds(backend: Backend) -> None:
@@ -119,7 +119,7 @@ def test_adds(backend: Backend) -> None:
     ]
     assert store.commit(batch, NOW) == [True, True]
     assert store.commit([entry(3, {"tp": {("a",): 1}}, panes=(young,))], NOW) == [True]
-    assert store.read().models["m"].panes == {
+    assert read(store).models["m"].panes == {
         ALL_TIME: {"events": {(): 2}, "tp": {("a",): 2, ("b",): 3}},
         young: {"events": {(): 1}, "tp": {("a",): 3}},
         old: {"events": {(): 1}, "tp": {("b",): 3}},
@@ -131,7 +131,7 @@ def test_models_are_apart(backend: Backend) -> None:
     store = backend.open()
     batch = [entry(id, model=f"m{id % 3}") for id in range(7)]
     assert store.commit(batch, NOW) == [True] * 7
-    counts = {model: state.all_time["events"][()] for model, state in store.read().models.items()}
+    counts = {model: state.all_time["events"][()] for model, state in read(store).models.items()}
     assert counts == {"m0": 3, "m1": 2, "m2": 2}
 
 
@@ -164,6 +164,61 @@ def test_threads(backend: Backend) -> None:
     assert all_time(store) == {"events": {(): 125}, "duplicates": {(): 75}}
 
 
+# --- reading -----------------------------------------------------------------------------------
+
+
+def test_reading_does_not_wait_for_who_holds_the_store(
+    shared: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`read` and `seen` answer from memory while a commit, or a refresh, hangs."""
+    store = shared.open()
+    store.commit([entry(1)], NOW)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> None:
+        entered.set()
+        assert go_on.wait(60)
+
+    for name, use in (
+        ("_catch_up", lambda: store.commit([entry(2)], NOW)),
+        ("_look", lambda: store.refresh(NOW)),
+    ):
+        name = {"_catch_up": "_send"}.get(name, name) if shared.url.startswith("redis") else name
+        before, seen = store.read(), store.seen()
+        entered.clear()
+        go_on.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, name, hang)
+            thread = threading.Thread(target=suppressed, args=(use,))
+            thread.start()
+            assert entered.wait(60)
+            began = clock.monotonic()
+            assert store.read() is before
+            assert store.seen() == seen
+            assert clock.monotonic() - began < 1
+            go_on.set()
+            thread.join()
+
+
+def suppressed(use: Any) -> None:
+    """Use a store whose insides a test has replaced."""
+    with suppress(Exception):
+        use()
+
+
+def test_reading_does_not_look(shared: Backend) -> None:
+    """What others committed is read after `refresh`, and not before."""
+    one, other = shared.open(), shared.open()
+    one.commit([entry(1)], NOW)
+    assert dict(other.read().models) == {}
+    other.refresh(NOW)
+    assert other.read().models == one.read().models
+    one.reset("m")
+    assert set(other.read().models) == {"m"}
+    other.refresh(NOW)
+    assert dict(other.read().models) == {}
+
+
 # --- exactly once ------------------------------------------------------------------------------
 
 
@@ -181,7 +236,7 @@ def test_duplicate_across_batches(backend: Backend) -> None:
     gauges = {("g", ()): Gauge(1.0, NOW)}
     again = entry(1, panes=(ALL_TIME, Pane(5, 340000000)), gauges=gauges, constants={"origin": 1})
     assert store.commit([entry(3), again, entry(4), entry(2)], NOW) == [True, False, True, False]
-    state = store.read().models["m"]
+    state = read(store).models["m"]
     assert state.panes == {ALL_TIME: {"events": {(): 4}, "duplicates": {(): 2}}}
     assert state.gauges == {}
     assert state.constants == {"created": NOW}
@@ -205,7 +260,7 @@ def test_without_digest(backend: Backend) -> None:
     assert store.commit(batch, NOW) == [True, False, True, True, True]
     assert store.commit([nameless, entry(2)], NOW) == [True, False]
     assert all_time(store) == {"events": {(): 6}, "duplicates": {(): 2}}
-    assert store.seen() == 2
+    until(lambda: read(store) and store.seen() == 2)
 
 
 def test_duplicate_across_instances(shared: Backend) -> None:
@@ -232,10 +287,10 @@ def test_digests_are_forgotten(backend: Backend) -> None:
         if not second % 100:
             store.housekeep(NOW + second)
     assert store.commit([entry(1)], NOW + TTL - 1) == [False]
-    assert store.seen() == 50
+    until(lambda: read(store) and store.seen() == 50)
     for second in range(TTL, 2 * TTL):
         store.housekeep(NOW + second)
-    assert store.seen() == 0
+    until(lambda: read(store) and store.seen() == 0)
     assert store.commit([entry(1)], NOW + 2 * TTL) == [True]
 
 
@@ -276,7 +331,7 @@ def test_any_partition_and_order(shared: Backend, seed: int) -> None:
         for pane in each.panes:
             add(expected[each.model].setdefault(pane, {}), each.increment)
     for store in [*stores, shared.open()]:
-        models = store.read().models
+        models = read(store).models
         panes = {model: {**state.panes} for model, state in models.items()}
         repeated = 0
         for vectors in panes.values():
@@ -354,6 +409,16 @@ def test_two_writers_of_one_record(shared: Backend) -> None:
     assert all_time(one) == {"events": {(): 2}}
 
 
+def test_what_was_counted_with_a_record_is_read_with_it(shared: Backend) -> None:
+    """A correction by another process never takes back what `read` does not show."""
+    one, other = shared.open(), shared.open()
+    one.commit([entry(1, {"x": {(): 5}}, swap=swap("r", b"", record(1)))], NOW)
+    assert find(other, "r") == [record(1)]
+    assert other.read().models["m"].all_time == {"x": {(): 5}}
+    other.commit([entry(2, {"-x": {(): 5}}, swap=swap("r", record(1), record(2)))], NOW)
+    assert other.read().models["m"].all_time == {"x": {(): 5}, "-x": {(): 5}}
+
+
 def test_the_oldest_records_come_first(backend: Backend) -> None:
     """In the order of their last writing; those that are gone are passed over."""
     store = backend.open()
@@ -382,8 +447,11 @@ def test_known_digests_are_told_with_the_records(backend: Backend) -> None:
     store.housekeep(NOW + 1)
     store.commit([entry(3)], NOW + 1)
     key = RecordKey("m", digest("r"))
-    found, known = store.find([key], [digest(id) for id in (0, 1, 2, 3)])
-    assert (found, known) == ({key: record(1)}, {digest(1), digest(2), digest(3)})
+    ids = [RecordKey("m", digest(id)) for id in (0, 1, 2, 3)]
+    assert store.find([key], ids) == ({key: record(1)}, set(ids[1:]))
+    assert store.find([], ids) == ({}, set(ids[1:]))
+    assert store.find([key], []) == ({key: record(1)}, set())
+    assert store.find([], []) == ({}, set())
 
 
 # --- constants and gauges ----------------------------------------------------------------------
@@ -394,20 +462,20 @@ def test_created(backend: Backend) -> None:
     store = backend.open()
     store.commit([entry(1)], NOW)
     store.commit([entry(2), entry(3, model="n")], NOW + 7)
-    assert store.read().constants("m") == {"created": NOW}
-    assert store.read().constants("n") == {"created": NOW + 7}
-    assert store.read().constants("unknown") == {}
+    assert read(store).constants("m") == {"created": NOW}
+    assert read(store).constants("n") == {"created": NOW + 7}
+    assert read(store).constants("unknown") == {}
 
 
 def test_first_constant_wins(backend: Backend) -> None:
     """An entry that presupposes another constant is refused, and nothing of its batch written."""
     store = backend.open()
     store.commit([entry(1, constants={"origin": 0.25, "task": "regression"})], NOW)
-    before = store.read()
+    before = read(store)
     batch = [entry(2), entry(3, constants={"origin": 0.5}), entry(4, model="n")]
     with pytest.raises(ConstantsDiffer):
         store.commit(batch, NOW)
-    assert store.read().models == before.models
+    assert read(store).models == before.models
     batch[1].constants = {"origin": 0.25}
     assert store.commit(batch, NOW) == [True, True, True]
 
@@ -428,13 +496,13 @@ def test_a_replaced_constant_is_compared_and_set(shared: Backend) -> None:
     with pytest.raises(ConstantsDiffer):
         one.commit([step(state, {"state": "lost"})], NOW)
     for store in (one, other, shared.open()):
-        assert store.read().constants("m") == {"created": NOW, "s": {"state": "firing"}}
+        assert read(store).constants("m") == {"created": NOW, "s": {"state": "firing"}}
     one.housekeep(NOW + 1)
     other.commit([step({"state": "firing"}, state)], NOW + 2)
     other.housekeep(NOW + 3)
     for store in (one, other, shared.open()):
-        assert store.read().constants("m") == {"created": NOW, "s": state}
-        assert store.read().models["m"].all_time == {}
+        assert read(store).constants("m") == {"created": NOW, "s": state}
+        assert read(store).models["m"].all_time == {}
 
 
 def test_equal_constants(shared: Backend) -> None:
@@ -442,7 +510,7 @@ def test_equal_constants(shared: Backend) -> None:
     one, other = shared.open(), shared.open()
     one.commit([entry(1, constants={"origin": 1.0})], NOW)
     assert other.commit([entry(2, constants={"origin": 1})], NOW) == [True]
-    assert repr(other.read().constants("m")["origin"]) == "1.0"
+    assert repr(read(other).constants("m")["origin"]) == "1.0"
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -451,7 +519,7 @@ def test_constant_of_another_instance(shared: Backend, known: bool) -> None:
     one, other = shared.open(), shared.open()
     if known:
         one.commit([entry(0, {})], NOW)
-    other.read()
+    read(other)
     one.commit([entry(1, constants={"origin": 0.25})], NOW)
     batch = [entry(2, model="a"), entry(3, constants={"origin": 0.5}), entry(4, model="z")]
     with pytest.raises(ConstantsDiffer):
@@ -471,11 +539,11 @@ def test_gauges(backend: Backend) -> None:
         return entry(id, gauges={key: Gauge(value, time)})
 
     store.commit([gauge(1, 1.5, NOW), gauge(2, 2.5, NOW - 1)], NOW)
-    assert store.read().models["m"].gauges == {key: Gauge(1.5, NOW)}
+    assert read(store).models["m"].gauges == {key: Gauge(1.5, NOW)}
     store.commit([gauge(3, 3.5, NOW - 0.001)], NOW)
-    assert store.read().models["m"].gauges == {key: Gauge(1.5, NOW)}
+    assert read(store).models["m"].gauges == {key: Gauge(1.5, NOW)}
     store.commit([gauge(4, -4.5, NOW + 0.001)], NOW)
-    assert store.read().models["m"].gauges == {key: Gauge(-4.5, NOW + 0.001)}
+    assert read(store).models["m"].gauges == {key: Gauge(-4.5, NOW + 0.001)}
 
 
 def test_gauges_of_instances(shared: Backend) -> None:
@@ -484,7 +552,7 @@ def test_gauges_of_instances(shared: Backend) -> None:
     one.commit([entry(1, gauges={("g", ()): Gauge(1.0, NOW)})], NOW)
     other.commit([entry(2, gauges={("g", ()): Gauge(2.0, NOW - 9)})], NOW)
     for store in (one, other, shared.open()):
-        assert store.read().models["m"].gauges == {("g", ()): Gauge(1.0, NOW)}
+        assert read(store).models["m"].gauges == {("g", ()): Gauge(1.0, NOW)}
 
 
 # --- values ------------------------------------------------------------------------------------
@@ -578,13 +646,13 @@ def test_hostile_text(shared: Backend, text: str) -> None:
     assert store.commit([hostile], NOW) == [True]
     store.commit([neighbour], NOW)
     for each in (store, shared.open()):
-        models = each.read().models
+        models = read(each).models
         assert set(models) == {text, text + "x"}
         assert models[text].panes == {ALL_TIME: hostile.increment, pane: hostile.increment}
         assert models[text].gauges == hostile.gauges
         assert models[text].constants == {**hostile.constants, "created": NOW}
     assert store.reset(text)
-    assert set(shared.open().read().models) == {text + "x"}
+    assert set(read(shared.open()).models) == {text + "x"}
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -594,7 +662,7 @@ def test_read_is_a_copy(backend: Backend) -> None:
     """A state that was read does not change when more is committed."""
     store = backend.open()
     store.commit([entry(1, {"x": {(): 1}, "y": {("a",): 0.5}})], NOW)
-    before = store.read()
+    before = read(store)
     shown = repr(before)
     gauges = {("g", ()): Gauge(1.0, NOW)}
     panes = (ALL_TIME, Pane(5, 340000000))
@@ -602,7 +670,7 @@ def test_read_is_a_copy(backend: Backend) -> None:
     store.commit([entry(3, {"x": {(): 1}}, gauges=gauges, constants={"c": 1})], NOW)
     assert repr(before) == shown
     assert all_time(store)["x"] == {(): 3, ("b",): 1}
-    assert store.read().sequence > before.sequence
+    assert read(store).sequence > before.sequence
 
 
 def test_read_again(backend: Backend) -> None:
@@ -610,11 +678,12 @@ def test_read_again(backend: Backend) -> None:
     store = backend.open()
     store.commit([entry(1)], NOW)
     before = store.read()
-    assert store.read() is before
+    assert store.read() is read(store) is before
     store.commit([], NOW)
-    assert store.read() is before
+    assert read(store) is before
     store.commit([entry(2)], NOW)
     assert store.read() is not before
+    assert store.read() is read(store)
 
 
 def test_a_commit_is_foreseen_and_seen_when_it_is_durable(shared: Backend) -> None:
@@ -628,7 +697,7 @@ def test_a_commit_is_foreseen_and_seen_when_it_is_durable(shared: Backend) -> No
         [entry(5, model="n"), entry(6)],
     ]
     for batch in batches:
-        before = store.read()
+        before = read(store)
         shown = repr(before)
         told: list[State] = []
 
@@ -640,14 +709,14 @@ def test_a_commit_is_foreseen_and_seen_when_it_is_durable(shared: Backend) -> No
         store.commit(batch, NOW, ahead)
         assert store.read() is told[-1] is not before
         assert repr(before) == shown
-        assert shared.open().read().models == told[-1].models
+        assert read(shared.open()).models == told[-1].models
 
 
 def test_what_was_foreseen_in_vain_is_never_read(shared: Backend) -> None:
     """A commit that fails once it is foreseen leaves no trace, and can be tried again."""
     store = shared.open()
     store.commit([entry(1, {"events": {(): 1}, "x": {("a",): 0.1}}, constants={"c": 1})], NOW)
-    before = store.read()
+    before = read(store)
     shown = repr(before)
     gauges = {("g", ()): Gauge(1.0, NOW)}
     batch = [
@@ -668,8 +737,8 @@ def test_what_was_foreseen_in_vain_is_never_read(shared: Backend) -> None:
     assert "n" not in known or not known["n"].panes
     store.housekeep(NOW)  # writes nothing of it
     store.commit(batch, NOW)
-    again = store.read().models
-    assert again == shared.open().read().models
+    again = read(store).models
+    assert again == read(shared.open()).models
     assert again["m"].all_time["x"] == {("a",): 0.1 + 0.2, ("b",): 1}
     assert again["m"].constants.keys() == {"c", "d", "created"}
     assert value(again["n"].all_time, "events") == 1
@@ -709,10 +778,9 @@ def test_commits_that_fail_ahead_add_up(shared: Backend, seed: int) -> None:
             if chance.random() < 0.2:
                 store.housekeep(NOW)
     for store in (*stores, shared.open()):
-        store.commit([], NOW)  # readers leave a server alone for a while that failed
         found = {
             (model, pane): {name: dict(cells) for name, cells in unpack(vector).items()}
-            for model, state in store.read().models.items()
+            for model, state in read(store).models.items()
             for pane, vector in state.panes.items()
         }
         for vector in found.values():
@@ -722,23 +790,25 @@ def test_commits_that_fail_ahead_add_up(shared: Backend, seed: int) -> None:
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"])
 def test_within_a_second(url: str, server: RedisServer, tmp_path: Any) -> None:
-    """What another instance commits, to a new model too, is looked for often enough, and found."""
-    assert max(sqlite_store.CATCH_UP_SECONDS, redis_store.CATCH_UP_SECONDS) <= 0.5
+    """What another instance commits, to a new model too, is found by a committer's thread."""
+    assert committer.REFRESH_SECONDS <= 0.5
     server.ask("FLUSHALL")
     backend = Backend(server.url if url == "redis" else f"sqlite:///{tmp_path}/feedback.db")
     one, other = backend.open(), backend.open()
+    thread = committer.Committer(other, 10, ServerStats())
     for model in ("m", "n"):
         one.commit([entry(model, model=model)], NOW)
         until(lambda model=model: model in other.read().models)
     one.commit([entry(3)], NOW)
-    until(lambda: all_time(other) == {"events": {(): 2}})
+    until(lambda: other.read().models["m"].all_time == {"events": {(): 2}})
+    thread.close()
     backend.close()
 
 
 def test_another_model(shared: Backend) -> None:
     """A commit of one's own does not hide what others committed to another model."""
     one, other = shared.open(), shared.open()
-    one.read()
+    read(one)
     for id in range(3):
         other.commit([entry(id, model="n")], NOW)
         one.commit([entry(id)], NOW)
@@ -748,14 +818,14 @@ def test_another_model(shared: Backend) -> None:
 def test_catching_up(shared: Backend) -> None:
     """An instance that slept through many commits and panes reads what one that did not reads."""
     one, other = shared.open(), shared.open()
-    other.read()
+    read(other)
     for id in range(200):
         panes = place(NOW + id, NOW + id, WINDOWS).panes
         one.commit([entry(id, panes=panes, constants={"origin": 0.5})], NOW + id)
         if id == 100:
-            assert other.read().models == one.read().models
+            assert read(other).models == read(one).models
     other.commit([entry("mine")], NOW + 200)
-    assert other.read().models == one.read().models == shared.open().read().models
+    assert read(other).models == read(one).models == read(shared.open()).models
 
 
 @pytest.mark.parametrize("looks", ["always", "sometimes"])
@@ -778,7 +848,7 @@ def test_whole_commits(shared: Backend, looks: str, monkeypatch: pytest.MonkeyPa
         if looks == "sometimes" and not reads % 5:
             reader.commit([entry(("mine", reads), {"y": {(): 1}})], NOW)
         clock.sleep(0.001)  # SQLite is not fair to writers that wait
-        if state := reader.read().models.get("m"):
+        if state := read(reader).models.get("m"):
             sums = dict.fromkeys((0, 5, 60), 0)
             for pane, vector in state.panes.items():
                 sums[pane.width] += value(vector, "x")
@@ -787,7 +857,7 @@ def test_whole_commits(shared: Backend, looks: str, monkeypatch: pytest.MonkeyPa
         reads += 1
     for thread in threads:
         thread.join()
-    assert shared.open().read().models == reader.read().models
+    assert read(shared.open()).models == read(reader).models
 
 
 # --- forgetting --------------------------------------------------------------------------------
@@ -799,9 +869,9 @@ def test_panes_expire(backend: Backend) -> None:
     old = Pane(5, int(NOW) // 5)
     store.commit([entry(1, panes=(ALL_TIME, old, Pane(60, int(NOW) // 60)))], NOW)
     store.housekeep(NOW + 62 * 5 - 1)
-    assert old in store.read().models["m"].panes
+    assert old in read(store).models["m"].panes
     store.housekeep(NOW + 62 * 5)
-    assert set(store.read().models["m"].panes) == {ALL_TIME, Pane(60, int(NOW) // 60)}
+    assert set(read(store).models["m"].panes) == {ALL_TIME, Pane(60, int(NOW) // 60)}
 
 
 def test_every_model_has_its_turn(backend: Backend) -> None:
@@ -812,7 +882,7 @@ def test_every_model_has_its_turn(backend: Backend) -> None:
     store.commit([entry(id, model=f"m{id}", panes=panes) for id in range(models)], NOW)
     for _ in range(3):
         store.housekeep(NOW + 62 * 5)
-    state = store.read().models
+    state = read(store).models
     assert len(state) == models
     assert all(set(each.panes) == {ALL_TIME} for each in state.values())
 
@@ -849,14 +919,14 @@ def test_panes_expire_everywhere(shared: Backend) -> None:
     one, other = shared.open(), shared.open()
     old = Pane(5, int(NOW) // 5, "k=v")
     one.commit([entry(1, panes=(ALL_TIME, old))], NOW)
-    assert old in other.read().models["m"].panes
+    assert old in read(other).models["m"].panes
     later = NOW + 62 * 5
     one.housekeep(later)
     other.housekeep(later)
     for store in (one, other, shared.open()):
-        assert set(store.read().models["m"].panes) == {ALL_TIME}
+        assert set(read(store).models["m"].panes) == {ALL_TIME}
     assert other.commit([entry(2, panes=(ALL_TIME, old))], later) == [True]
-    assert shared.open().read().models["m"].panes[old] == ONE
+    assert read(shared.open()).models["m"].panes[old] == ONE
 
 
 def test_reset(backend: Backend) -> None:
@@ -865,11 +935,11 @@ def test_reset(backend: Backend) -> None:
     gauges = {("g", ()): Gauge(1.0, NOW)}
     store.commit([entry(1, gauges=gauges, constants={"c": 1}), entry(2, model="n")], NOW)
     assert store.reset("m") is True
-    assert set(store.read().models) == {"n"}
+    assert set(read(store).models) == {"n"}
     assert store.reset("m") is False
     assert store.reset("unknown") is False
     assert store.commit([entry(1), entry(3)], NOW + 5) == [False, True]
-    state = store.read().models["m"]
+    state = read(store).models["m"]
     assert state.panes == {ALL_TIME: {"events": {(): 1}, "duplicates": {(): 1}}}
     assert (state.gauges, state.constants) == ({}, {"created": NOW + 5})
 
@@ -885,7 +955,7 @@ def test_reset_is_seen(shared: Backend) -> None:
         look(other)
         assert other.commit([entry((id, 2))], NOW) == [True]
         for store in (one, other, shared.open()):
-            assert store.read().models["m"].panes == {ALL_TIME: ONE}
+            assert read(store).models["m"].panes == {ALL_TIME: ONE}
         one.reset("m")
 
 

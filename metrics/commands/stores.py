@@ -43,6 +43,7 @@ def opened(url: str, create: bool = False) -> Iterator[Store]:
 
 
 def current(store: Store) -> State:
-    """What `store` holds, at most a second ago. Raises StoreUnavailable where `read` hides it."""
+    """What `store` holds, once it is proven to take commits. Raises StoreUnavailable."""
     store.commit([], clock.time())
+    store.refresh(clock.time())
     return store.read()
