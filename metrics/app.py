@@ -216,7 +216,11 @@ class App:
             request = self.intake(headers, body, tell)
             if not request.entries:
                 return EMPTY
-            self.committer.submit(request)
+            try:
+                self.committer.submit(request)
+            except Exception:
+                _release(request.entries)
+                raise
             return None
         except Refused as error:
             return self.refuse(error, tell)
@@ -322,8 +326,8 @@ class App:
                 entry = self._entry(event, arrival)
                 request.events.append(event)
                 request.entries.append(entry)
-        except Refused:
-            self.labels.forget(entry.model for entry in request.entries)
+        except Exception:
+            _release(request.entries)
             raise
         if ignored:
             self._ignored.note(ignored)
@@ -401,10 +405,11 @@ class App:
             evaluation.vector()["late"] = {(): 1}
         increment = evaluation.increment
         panes = placement.panes
+        segments: Sequence[str] = ()
         if settings.segments:
             segments = segments_of(extensions, feedback, settings, labels)
             panes = tuple(in_segments(panes, segments))
-        self.labels.admit(model, labels, increment, evaluation.gauges)
+        reserved = self.labels.admit(model, labels, increment, segments, evaluation.gauges)
         unnamed = constants.get("unnamed") or self.replies.origin(extensions).unnamed
         if unnamed:
             evaluation.constants["unnamed"] = unnamed
@@ -419,6 +424,7 @@ class App:
             gauges,
             evaluation.constants,
             again=partial(self._evaluated, case),
+            reserved=reserved,
         )
 
     def _make_joins(self) -> Joins:
@@ -473,6 +479,12 @@ class App:
             self._logged = moment
             logger.info("PROCESSING Feedback Event. (%d since the last line)", self._processed)
             self._processed = 0
+
+
+def _release(entries: Sequence[Entry]) -> None:
+    """Let go of what the labels of events that are not committed hold of the caps."""
+    for entry in entries:
+        entry.release()
 
 
 def _waited(begin: Callable[[Tell], Response | None]) -> Response:

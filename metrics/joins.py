@@ -88,8 +88,8 @@ class Joins:
     keeps_raw: Callable[[str], bool]
     """Whether a model's task reads the event as it came."""
     evaluate: Callable[[Case, Constants], Entry]
-    admit: Callable[[str], None]
-    """Raises Refused for a model too many."""
+    admit: Callable[[str], Any]
+    """What a model holds of the cap until its first event is committed. Raises Refused."""
 
     def entry(self, kind: str, case: Case, request: str, tag: bytes) -> Entry:
         """The entry of a half, or of whole feedback with a request's id.
@@ -149,18 +149,23 @@ class Joins:
         after = b""
         if self.corrections:
             scored = Half(SCORED, case, half.written, entry.panes, contribution)
-            after = tag + self._encode(scored)
+            try:
+                after = tag + self._encode(scored)
+            except BaseException:
+                entry.release()
+                raise
         entry.swap = Swap(key, record[:TAG], after)
         return entry
 
     def _waiting(self, half: Half, key: RecordKey, tag: bytes, counts: Any, record: bytes) -> Entry:
         """The entry of a half that waits for the other one."""
-        self.admit(half.case.model)
         after = tag + self._encode(half)
         if len(after) > self.max_bytes:
             raise Refused("data", f"{len(after)} bytes to remember; see FEEDBACK_JOIN_MAX_BYTES")
         swap = Swap(key, record[:TAG], after)
-        return Entry(half.case.model, half.case.digest, (ALL_TIME,), counts, swap=swap)
+        entry = Entry(half.case.model, half.case.digest, (ALL_TIME,), counts, swap=swap)
+        entry.reserved = self.admit(half.case.model)
+        return entry
 
     # --- the end of waiting --------------------------------------------------------------------
 

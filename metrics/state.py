@@ -72,12 +72,20 @@ class Entry:
     """The same event evaluated under other constants."""
     swap: Swap | None = None
     """What becomes of a record; where the store holds another one, nothing is written."""
+    reserved: Any = None
+    """What its labels hold of the caps until it is committed or refused; see `labels`."""
     alert: Any = None
     """What its reply is to tell besides, where a rule's state changed with it."""
     finds: RecordKey | None = None
     """The record without which the event cannot be evaluated."""
     resolve: Callable[[Callable[[str], Constants], bytes], Entry] | None = None
     """The event evaluated with that record (empty: none), given the constants of any model."""
+
+    def release(self) -> None:
+        """Let go of what its labels hold of the caps: it is committed, or never will be."""
+        if self.reserved is not None:
+            self.reserved.release()
+            self.reserved = None
 
     @property
     def scored(self) -> bool:

@@ -21,7 +21,7 @@ from ..errors import Overloaded, StoreUnavailable
 from ..state import Entry
 from ..store import Store
 from .snapshot import Snapshot
-from .transaction import Ahead, Tally, Transactions, Verdict, Work, cut
+from .transaction import Ahead, Tally, Transactions, Verdict, Work, cut, release
 
 __all__ = ["Committer", "Tally", "Verdict", "Work"]
 
@@ -283,7 +283,8 @@ class Committer:
 
     def _commit(self, batch: list[Work]) -> None:
         """Decide on `batch`, and tell its waiters."""
-        self._tell(self._decide(batch))
+        verdicts, kept = self._decide(batch)
+        self._tell(verdicts, kept)
         if self._closing and not self._transactions.healthy:
             with self._lock:  # each further try could take as long as this one
                 works = list(self._queue)
@@ -292,26 +293,28 @@ class Committer:
             self._in_hand.extend(works)
             self._tell([StoreUnavailable("other", "shutting down")] * len(works))
 
-    def _decide(self, batch: list[Work]) -> list[Verdict]:
-        """One verdict for each work."""
+    def _decide(self, batch: list[Work]) -> tuple[list[Verdict], bool]:
+        """One verdict for each work, and whether they wait for a flush with it."""
         snapshot = self._snapshot
         if snapshot is None:
-            return self._transactions.commit(batch, self.ahead)
+            return self._transactions.commit(batch, self.ahead), False
         if not self._draining:
             verdicts = snapshot.acknowledge(batch)
             self._unflushed = snapshot.entries
             self._tally.waiting(self._waiting + self._unflushed)
-            return verdicts
+            return verdicts, not isinstance(verdicts[0], BaseException)
         if snapshot.works and not self._flushed(snapshot):
-            return [StoreUnavailable("other", "shutting down")] * len(batch)
-        return self._transactions.commit(batch)
+            return [StoreUnavailable("other", "shutting down")] * len(batch), False
+        return self._transactions.commit(batch), False
 
-    def _tell(self, verdicts: Sequence[Verdict]) -> None:
+    def _tell(self, verdicts: Sequence[Verdict], kept: bool = False) -> None:
         """Tell the works in hand, each once; one that fails at it harms no other."""
         if self.gathers and verdicts:
             self._held_until = clock.monotonic() + ANSWER_SECONDS
         for verdict in verdicts:
             work = self._in_hand.popleft()
+            if not kept:
+                release(work)
             try:
                 work.done(verdict)
             except Exception:

@@ -15,7 +15,7 @@ from math import inf
 from ..errors import StoreUnavailable
 from ..state import Entry, RecordKey, home_of
 from ..store import Store
-from .transaction import Transactions, Verdict, Work, cut
+from .transaction import Transactions, Verdict, Work, cut, release
 
 logger = logging.getLogger("metrics.committer")
 
@@ -83,6 +83,7 @@ class Snapshot:
                     continue
                 if isinstance(verdict, BaseException):
                     logger.error("an acknowledged event is not counted: %s", verdict)
+                release(work)
                 self.entries -= len(work.entries)
                 self._ids.difference_update(map(_id, work.entries))
             self.works.extendleft(reversed(kept))
@@ -94,6 +95,8 @@ class Snapshot:
     def give_up(self) -> None:
         """Forget all works."""
         logger.critical("%d acknowledged events are lost", self.entries)
+        for work in self.works:
+            release(work)
         self.works.clear()
         self._ids.clear()
         self.entries = 0

@@ -74,6 +74,13 @@ def cut(queue: deque[Work]) -> list[Work]:
     return batch
 
 
+def release(work: Work) -> None:
+    """Let go of what a work that is decided on holds of the caps."""
+    for entry in work.entries:
+        if entry.reserved is not None:
+            entry.release()
+
+
 class Transactions:
     """Commits works to a store, and knows whether that can commit. For one thread."""
 
@@ -203,7 +210,9 @@ class Transactions:
                             undo.append(partial(known_ids.discard, id))
                     elif entry.constants:
                         entry = _under(entry, constants_of(entry.model))
-                    entries[at] = entry
+                    if entry is not entries[at]:
+                        entries[at].release()
+                        entries[at] = entry
                     if entry.constants:
                         known = constants_of(entry.model)
                         for name in entry.constants.keys() - known.keys():
