@@ -24,7 +24,7 @@ from .errors import Refused
 from .exact import restored, stored, to_units
 from .payload import NO_BUDGET, Budget, Feedback, Values, check_label, dump_json, message, read_meta
 from .state import TAG, Constants, Entry, RecordKey, Swap, home_of
-from .windows import ALL_TIME, Pane, expired
+from .windows import ALL_TIME, Pane, expired, in_segments
 
 PREDICTION, TRUTH, WHOLE, SCORED = "prediction", "truth", "whole", "scored"
 """What an event is, or a record: half of feedback, all of it at once, or what was made of it."""
@@ -131,11 +131,12 @@ class Joins:
             return self._waiting(half, key, tag, counts, record)
         case = half.case
         panes: tuple[Pane, ...] = ()
+        taken: Vector = {}
         if there is not None and outcome == "stays":
             return Entry(there.case.model, case.digest, (ALL_TIME,), counts)
         if there is not None and there.kind == SCORED:
-            counts |= {SUPERSEDED + family: cells for family, cells in there.contribution.items()}
-            counts["corrected"] = {(): 1}
+            taken = {SUPERSEDED + family: cells for family, cells in there.contribution.items()}
+            taken["corrected"] = {(): 1}
             panes = tuple(pane for pane in there.panes if not expired(pane, half.written))
             case = _corrected(half, there)
         elif there is not None and half.kind != WHOLE:
@@ -144,8 +145,15 @@ class Joins:
             case = _together(one, other, half, (other if self.by_truth else one).time)
         entry = self.evaluate(case, constants(case.model))
         contribution: Vector = {**unpack(entry.increment)}
+        if panes:
+            segments = dict.fromkeys(pane.segment for pane in entry.panes if pane.segment)
+            bases = [pane for pane in panes if not pane.segment]
+            entry.panes = tuple(in_segments(bases, segments))
+        if taken and set(panes) != set(entry.panes):
+            entry.besides = ((panes, taken),)
+        else:
+            counts |= taken
         entry.increment = {**contribution, **counts}
-        entry.panes = panes or entry.panes
         after = b""
         if self.corrections:
             scored = Half(SCORED, case, half.written, entry.panes, contribution)
@@ -280,11 +288,21 @@ def _together(prediction: Half, truth: Half, last: Half, time: float) -> Case:
 
 
 def _corrected(half: Half, scored: Half) -> Case:
-    """The case that takes the place of what was scored: it counts where and when that did."""
-    feedback = half.case.feedback
-    if half.kind == TRUTH:
-        feedback = _together(scored, half, half, 0.0).feedback
-    return scored.case._replace(digest=half.case.digest, feedback=feedback)
+    """The case that takes the place of what was scored: it counts when that did.
+
+    What a correction does not say stays: prediction, reward, metrics, route, tags, extensions.
+    """
+    one, other = scored.case.feedback, half.case.feedback
+    case = _together(scored, half, half, 0.0)
+    feedback = replace(
+        case.feedback,
+        prediction=one.prediction if half.kind == TRUTH else other.prediction,
+        reward=one.reward if other.reward is None else other.reward,
+        metrics=other.metrics or one.metrics,
+    )
+    return scored.case._replace(
+        digest=half.case.digest, feedback=feedback, extensions=case.extensions
+    )
 
 
 def _delay(seconds: float) -> dict[str, Any]:

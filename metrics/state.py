@@ -63,6 +63,7 @@ class Entry:
     """16 bytes that stand for `(source, id)`; empty where the event has none: always new."""
     panes: tuple[Pane, ...]
     increment: Increment | Compact
+    """What it adds to each of `panes`."""
     gauges: Mapping[GaugeKey, Gauge] = field(default_factory=dict)
     constants: Constants = field(default_factory=dict)
     """Presupposed by the increment: set where absent; where different, nothing is written."""
@@ -72,6 +73,8 @@ class Entry:
     """The same event evaluated under other constants."""
     swap: Swap | None = None
     """What becomes of a record; where the store holds another one, nothing is written."""
+    besides: Sequence[tuple[tuple[Pane, ...], Increment]] = ()
+    """What it adds to other panes."""
     reserved: Any = None
     """What its labels hold of the caps until it is committed or refused; see `labels`."""
     alert: Any = None
@@ -137,6 +140,8 @@ def total(entries: Iterable[Entry], duplicates: Iterable[Entry] = ()) -> Delta:
             kinds.setdefault(type(increment), []).append(increment)
         else:
             add(group, increment)
+        for others, increment in entry.besides:
+            add(delta.groups.setdefault((model, others), {}), increment)
         if entry.constants:
             delta.constants.setdefault(model, {}).update(entry.constants)
         if entry.replaces:

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from metrics.app import App
 from metrics.config import load
-from metrics.counters import net
+from metrics.counters import net, value
 from metrics.events import format_time
 from metrics.exposition import render
 from metrics.joins import NO_TRUTH, SCORED, Case, Half, decode, prediction_of
 from metrics.payload import parse
 from metrics.replies import Response
+from metrics.scores import model_view
 from metrics.store import open_store
 from metrics.windows import Pane
 from tests.servers import RedisServer, lint_metrics
@@ -142,8 +143,6 @@ def read(app: App) -> Any:
 
 def view(app: App, window: str = "all") -> Any:
     """The model's view in a window."""
-    from metrics.scores import model_view
-
     state = read(app).models[MODEL]
     settings = app.models.of(MODEL)
     kept = {each.name: each for each in settings.windows}
@@ -524,6 +523,77 @@ def test_whole_feedback_is_corrected_too(function: Function) -> None:
     assert app.store.held() == 0
     assert tell(app, "r", [0, 0]).status == 202
     assert view(app)["scores"]["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_correction_leaves_what_it_does_not_say(function: Function, whole: bool) -> None:
+    """Reward, route, tags, segment and metrics of the first truth; it replaces what it does say."""
+    app = function.start(FEEDBACK_CORRECTIONS="on", FEEDBACK_SEGMENTS="country,tier")
+    predict(app, "r", ROWS)
+    meta = {
+        "tags": {"tier": "gold"},
+        "metrics": [{"key": "cost", "type": "COUNTER", "value": 3}],
+    }
+    first = {"truth": message([0, 0], **meta), "reward": 0.5}
+    send(app, FEEDBACK, first, requestid="r", country="de")
+    assert view(app)["reward"]["mean"] == 0.5
+
+    def correct(truth: Any, **more: Any) -> None:
+        response = {"response": message(ROWS)} if whole else {}
+        extensions = {name: more.pop(name) for name in ("country",) if name in more}
+        send(app, FEEDBACK, {**response, "truth": truth, **more}, requestid="r", **extensions)
+
+    correct(message([2, 0]))
+    after = view(app)
+    assert after["scores"]["accuracy"] == 1.0
+    assert (after["reward"]["count"], after["reward"]["sum"]) == (1, 0.5)
+    assert segments_seen(app) == {"country=de": 1, "tier=gold": 1}
+    assert counted_cost(app) == 3
+    app = function.restart()
+    correct(message([2, 1]), reward=0.25)
+    assert (view(app)["reward"]["count"], view(app)["reward"]["sum"]) == (1, 0.25)
+    assert view(app)["scores"]["accuracy"] == 0.5
+    assert segments_seen(app) == {"country=de": 1, "tier=gold": 1}
+    assert counted_cost(app) == 3
+
+
+def counted_cost(app: App) -> Any:
+    """The user metric `cost` less what corrections took back."""
+    return net(read(app).models[MODEL].all_time)["user_counters"]["cost",]
+
+
+def segments_seen(app: App) -> dict[str, Any]:
+    """The events of each segment, less what corrections took back; all windows must agree."""
+    found: dict[str, set[Any]] = {}
+    for pane, vector in read(app).models[MODEL].panes.items():
+        found.setdefault(pane.segment, set()).add(value(net(vector), "events"))
+    found.pop("")
+    assert all(len(each) == 1 for each in found.values()), found
+    return {segment: each.pop() for segment, each in found.items() if each != {0}}
+
+
+def test_a_correction_with_another_segment_moves_there(function: Function) -> None:
+    """What was counted in the old one is taken back there, in every window, and back again."""
+    replicas = 1 if function.url == "memory:" else 2
+    app = function.start(replicas, FEEDBACK_CORRECTIONS="on", FEEDBACK_SEGMENTS="country,tier")
+    predict(app, "r", ROWS)
+    tell(app, "r", [2, 0], country="de")
+    assert segments_seen(app) == {"country=de": 1}
+    other = function.apps[-1]
+    tell(other, "r", [0, 0], country="fr", tier="gold")
+    assert segments_seen(app) == {"country=fr": 1, "tier=gold": 1}
+    assert (view(app)["events"], view(app)["scores"]["accuracy"]) == (1, 0.5)
+    french = model_view(
+        MODEL, read(app).models[MODEL], app.models.of(MODEL), app.now(), None, "country=fr"
+    )
+    assert (french["events"], french["scores"]["accuracy"]) == (1, 0.5)
+    tell(other, "r", [2, 0], country="de")
+    tell(app, "r", [2, 1])
+    assert segments_seen(other) == {"country=de": 1, "tier=gold": 1}
+    assert view(other)["join"]["corrected"] == 3
+    assert view(other)["events"] == 1
+    app = function.restart()
+    assert segments_seen(app) == {"country=de": 1, "tier=gold": 1}
 
 
 def test_a_request_sent_again_counts_once(function: Function) -> None:
