@@ -30,7 +30,7 @@ MAX_SEGMENT_VALUES = 50
 
 _CLASSES = ("true_positives", "false_negatives", "false_positives")
 _METRICS = ("user_counters", "user_timers_sum")
-_CAPPED = (*_CLASSES, "rewards", *_METRICS)
+_CAPPED = (*_CLASSES, "confusion", "rewards", *_METRICS)
 """Families whose labels are capped, besides gauges and panes."""
 
 Kinds = dict[str, set[str]]

@@ -978,3 +978,59 @@ def test_an_acknowledged_event_that_cannot_count_is_in_the_log(
     committer.close()
     assert store.events() == 1
     assert "an acknowledged event is not counted: truth: is no number" in caplog.text
+
+
+def test_the_signal_to_stop_flushes_at_once(make: Make, store: HeldStore) -> None:
+    """And every verdict from then on is durable, although connections are still open."""
+    committer = make(interval=LONG)
+    assert submit(committer, "a").verdict == [True]
+    assert store.events() == 0
+    committer.flush()
+    until(lambda: store.events() == 1)
+    told = submit(committer, "b")
+    assert told.verdict == [True]
+    assert store.events() == 2
+    assert submit(committer, "a", "b").verdict == [False, False]
+    committer.close()
+    assert store.events() == 2
+
+
+def test_a_flush_at_the_signal_that_fails_is_tried_until_the_end(
+    make: Make, store: HeldStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes meanwhile is not acknowledged, since it would be lost."""
+    committer = make(interval=LONG)
+    assert submit(committer, "a").verdict == [True]
+    store.down = StoreUnavailable("io", "broken")
+    committer.flush()
+    until(lambda: len(store.batches) > 2)
+    assert isinstance(submit(committer, "b").verdict, StoreUnavailable)
+    store.down = None
+    until(lambda: store.events() == 1)
+    assert submit(committer, "b").verdict == [True]
+    committer.close()
+    assert store.committed == ["a", "b"]
+
+
+def test_an_id_is_known_over_flushes(make: Make, store: HeldStore) -> None:
+    """Whether it waits for its flush, is being flushed, or was, its second event is a duplicate."""
+    committer = make(interval=0.02)
+    new = 0
+    for number in range(60):
+        for _ in range(3):
+            new += sum(submit(committer, str(number)).verdict)
+    committer.close()
+    assert new == store.events() == 60
+
+
+def test_with_an_interval_a_store_that_cannot_be_asked_acknowledges_nothing(
+    make: Make, store: HeldStore
+) -> None:
+    """Nobody could tell whether the event is new."""
+    committer = make(interval=LONG)
+    store.down = StoreUnavailable("io", "broken")
+    assert submit(committer, "a").verdict is store.down
+    assert not committer.healthy
+    store.down = None
+    until(lambda: committer.healthy)
+    assert submit(committer, "a").verdict == [True]
