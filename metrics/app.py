@@ -145,13 +145,6 @@ class App:
         self._processed = 0
         self._logged = 0.0
 
-    def begin_closing(self) -> None:
-        """Make all that was acknowledged durable, and from now on before it is. Never waits.
-
-        To be called at the signal to stop, before connections are drained.
-        """
-        self.committer.drain()
-
     def close(self) -> None:
         """Commit what is queued, send the last summaries, and release the store."""
         committed = self.committer.close()
@@ -159,11 +152,10 @@ class App:
             each()
         if self.sink is not None:
             self.sink.close()
-        if not committed:
-            return  # a call of the store is under way that does not return
-        if self.outbox is not None:
+        if self.outbox is not None and committed:
             self.outbox.close(self.now())
-        self.store.close()
+        if committed:  # else a call of the store is under way that does not return
+            self.store.close()
 
     @property
     def ready(self) -> bool:

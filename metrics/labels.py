@@ -30,7 +30,7 @@ MAX_SEGMENT_VALUES = 50
 
 _CLASSES = ("true_positives", "false_negatives", "false_positives")
 _METRICS = ("user_counters", "user_timers_sum")
-_CAPPED = (*_CLASSES, "rewards", *_METRICS)
+_CAPPED = (*_CLASSES, "confusion", "rewards", *_METRICS)
 """Families whose labels are capped, besides gauges and panes."""
 
 Kinds = dict[str, set[str]]
@@ -152,11 +152,15 @@ class LabelsInUse:
         """What is known of a model in this state; remembered while there is a reason to."""
         known = self._known.get(model) or _Model()
         shape = _shape(state)
-        if shape != known.shape:
+        if known.shape is None or shape[:-1] != known.shape[:-1]:
             kinds = _labels_of(state)
             for kind, label in known.reserved:
                 kinds.setdefault(kind, set()).add(label)
             known.kinds, known.shape = kinds, shape
+        elif state is not None and shape != known.shape:  # panes come and go every few seconds
+            held = {label for kind, label in known.reserved if kind == "segment"}
+            known.kinds["segment"] = _segments_of(state) | held
+            known.shape = shape
         known.state = state
         if state is not None or known.reservations:
             self._known[model] = known
@@ -207,9 +211,13 @@ def _labels_of(state: ModelState | None) -> Kinds:
     if state is None:
         return {}
     labels = _labels_in(state.all_time)
-    labels["segment"] = {pane.segment for pane in state.panes if pane.segment}
+    labels["segment"] = _segments_of(state)
     labels.setdefault("metric", set()).update(_metrics_in(state.gauges))
     return labels
+
+
+def _segments_of(state: ModelState) -> set[str]:
+    return {pane.segment for pane in state.panes if pane.segment}
 
 
 def _shape(state: ModelState | None) -> tuple[Any, ...]:
@@ -220,8 +228,8 @@ def _shape(state: ModelState | None) -> tuple[Any, ...]:
     return (
         *(len(vector.get(family, ())) for family in _CAPPED),
         len(state.gauges),
-        len(state.panes),
         state.constants.get("created"),
+        len(state.panes),
     )
 
 

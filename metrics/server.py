@@ -158,7 +158,7 @@ class Service:
         finally:
             loop.remove_reader(listener)
             listener.close()
-        self._app.begin_closing()
+        self._app.committer.flush()
         self._connections.stop()
         until = loop.time() + DRAIN_SECONDS
         while self._connections and loop.time() < until:

@@ -44,8 +44,8 @@ transaction of a process of an older version fail that has the file open still.
 Every transaction that writes is `BEGIN IMMEDIATE`, and first reads the log's rows that it does not
 know. All processes so add the same numbers in the same order, and the fold writes the sums they
 all have: memory and file are equal to the bit. `refresh` asks `PRAGMA data_version`. Rows stay in
-the log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their
-order, so that the log never has a gap. A process that looks less often reads the tables anew.
+the log for RETAIN_SECONDS after their fold, by the monotonic clock, and are deleted in their order,
+so that the log never has a gap. A process that looks less often than that reads the tables anew.
 
 A file that is deleted or renamed while it is open is written again, whole: SQLite still has all of
 it. Another one that somebody put there is taken as it is, if it is a store; so is what is left of

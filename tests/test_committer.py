@@ -985,7 +985,7 @@ def test_the_signal_to_stop_flushes_at_once(make: Make, store: HeldStore) -> Non
     committer = make(interval=LONG)
     assert submit(committer, "a").verdict == [True]
     assert store.events() == 0
-    committer.drain()
+    committer.flush()
     until(lambda: store.events() == 1)
     told = submit(committer, "b")
     assert told.verdict == [True]
@@ -1002,7 +1002,7 @@ def test_a_flush_at_the_signal_that_fails_is_tried_until_the_end(
     committer = make(interval=LONG)
     assert submit(committer, "a").verdict == [True]
     store.down = StoreUnavailable("io", "broken")
-    committer.drain()
+    committer.flush()
     until(lambda: len(store.batches) > 2)
     assert isinstance(submit(committer, "b").verdict, StoreUnavailable)
     store.down = None

@@ -94,7 +94,7 @@ def test_the_signal_to_stop_makes_all_durable(url: str) -> None:
     app = App(load({"FEEDBACK_SNAPSHOT_INTERVAL": "3600"}), open_store(url, 1000))
     assert send(app, "1") // 100 == 2
     assert events(app) == (0, 0)
-    app.begin_closing()
+    app.committer.flush()
     until(lambda: events(app) == (1, 0))
     assert send(app, "2") // 100 == 2
     assert events(app) == (2, 0)

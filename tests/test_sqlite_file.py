@@ -15,6 +15,7 @@ import pytest
 from metrics import sqlite_file, sqlite_store
 from metrics.errors import StoreUnavailable
 from metrics.sqlite_store import SQLiteStore
+from tests.servers import read
 
 from .servers_http import OwnServer, series, until
 from .test_full_disk import MODEL, Sender
@@ -32,8 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def close_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Readers look at once, and every store that a test opened is closed after it."""
-    monkeypatch.setattr(sqlite_store, "CATCH_UP_SECONDS", -1.0)
+    """Files are looked at, at once, and every store that a test opened is closed after it."""
     monkeypatch.setattr(sqlite_store, "CONFIRM_SECONDS", -1.0)
     opened: list[SQLiteStore] = []
     made = SQLiteStore.__init__
@@ -80,7 +80,7 @@ def test_a_file_that_is_taken_away_is_written_again(
     store.commit(entries(*range(50)), NOW)
     store.housekeep(NOW)
     store.commit(entries(*range(50, 80)), NOW)
-    created = store.read().models["m"].constants["created"]
+    created = read(store).models["m"].constants["created"]
     for time in (1, 2):
         TAKEN_AWAY[how](path)
         assert store.commit(entries(0, 79, 80 + time), NOW) == [False, False, True]
@@ -89,7 +89,7 @@ def test_a_file_that_is_taken_away_is_written_again(
         shutil.rmtree(path.parent.parent / "elsewhere", ignore_errors=True)
     other = SQLiteStore(str(path), TTL, journal)
     assert events(store) == events(other) == (82, 4)
-    assert other.read().models["m"].constants["created"] == created
+    assert read(other).models["m"].constants["created"] == created
     assert other.commit(entries(0, 79, 82), NOW) == [False] * 3
     assert other.losses == 0
 
@@ -107,13 +107,13 @@ def test_under_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.losses == 20
 
 
-@pytest.mark.parametrize("verb", ["read", "housekeep", "find", "held", "close"])
+@pytest.mark.parametrize("verb", ["refresh", "housekeep", "find", "held", "close"])
 def test_every_verb_notices(verb: str, path: Path) -> None:
     """Not only a commit writes the file again."""
     store = SQLiteStore(str(path), TTL)
     store.commit(entries(1), NOW)
     unlink_all(path)
-    arguments = {"housekeep": (NOW,), "find": ((), ())}.get(verb, ())
+    arguments = {"refresh": (NOW,), "housekeep": (NOW,), "find": ((), ())}.get(verb, ())
     getattr(store, verb)(*arguments)
     assert store.losses == 1
     assert events(SQLiteStore(str(path), TTL)) == (1, 0)
@@ -245,13 +245,13 @@ def test_an_older_copy_is_taken_as_it_is(path: Path, caplog: pytest.LogCaptureFi
     copy = backup(path)
     stores[0].commit(entries(3), NOW)
     stores[1].commit(entries(4), NOW)
-    created = stores[0].read().models["m"].constants["created"]
+    created = read(stores[0]).models["m"].constants["created"]
     copy.rename(path)
     assert stores[0].commit(entries(2, 3), NOW) == [False, True]
     assert stores[1].commit(entries(3, 4), NOW) == [False, True]
     for store in [*stores, SQLiteStore(str(path), TTL)]:
         assert events(store) == (4, 2)
-        assert store.read().models["m"].constants["created"] > created
+        assert read(store).models["m"].constants["created"] > created
     assert [store.losses for store in stores] == [1, 1]
     assert "lost commits" in caplog.text
 
@@ -260,11 +260,11 @@ def test_a_copy_that_has_all_of_it_is_no_loss(path: Path) -> None:
     """The same commits in another file."""
     store = SQLiteStore(str(path), TTL)
     store.commit(entries(1, 2), NOW)
-    created = store.read().models["m"].constants["created"]
+    created = read(store).models["m"].constants["created"]
     backup(path).rename(path)
     assert store.commit(entries(2, 3), NOW) == [False, True]
     assert (store.losses, events(store)) == (0, (3, 1))
-    assert store.read().models["m"].constants["created"] == created
+    assert read(store).models["m"].constants["created"] == created
 
 
 def test_another_history_is_taken_as_it_is(path: Path) -> None:
@@ -278,7 +278,7 @@ def test_another_history_is_taken_as_it_is(path: Path) -> None:
     Path(f"{path}-other").rename(path)
     assert store.commit(entries(1, 2), NOW) == [False, False]
     assert store.losses == 1
-    assert set(store.read().models) >= {"other"}
+    assert set(read(store).models) >= {"other"}
 
 
 @pytest.mark.parametrize("content", [b"not a database\n" * 500, b"SQLite format 3\0" + bytes(40)])
@@ -333,7 +333,7 @@ def test_truncated_in_half(journal: str, path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
     for id in range(8000, 8005):
         assert kind(store, entries(id)) == "corrupt"
-    assert len(store.read().models) >= 30
+    assert len(read(store).models) >= 30
 
 
 @pytest.mark.parametrize("end", ["-wal", "-shm"])
@@ -357,11 +357,11 @@ def test_a_journal_that_is_truncated(path: Path) -> None:
     store.commit(entries(1, 2), NOW)
     connection(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.commit(entries(3, 4), NOW)
-    created = store.read().models["m"].constants["created"]
+    created = read(store).models["m"].constants["created"]
     os.truncate(f"{path}-wal", 0)
     assert store.commit(entries(2, 3), NOW + 5) == [False, True]
     assert store.losses == 1
-    assert store.read().models["m"].constants["created"] > created
+    assert read(store).models["m"].constants["created"] > created
     assert events(store) == events(SQLiteStore(str(path), TTL)) == (3, 1)
 
 
@@ -384,7 +384,7 @@ def test_a_journal_that_has_grown_since(
         assert kind(store, entries(1002)) == "corrupt"
     else:
         fresh = SQLiteStore(str(path), TTL)
-        assert fresh.read().models == store.read().models
+        assert read(fresh).models == read(store).models
         assert store.losses == 1 or sum(fresh.commit(entries(*range(number), 1000), NOW)) == 0
     assert "-wal is truncated" in caplog.text
 

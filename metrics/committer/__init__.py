@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
+from functools import partial
 
 from ..errors import Overloaded, StoreUnavailable
 from ..state import Entry
@@ -32,18 +33,18 @@ REFRESH_SECONDS = 0.5
 """How often other processes' commits are taken in."""
 RECOVER_SECONDS = 5.0
 """How long a store is left alone where they could not be, unless it commits."""
-HOUSEKEEPING_SECONDS = 1.0
-"""How often panes and digests past their time are looked for."""
 MORE_SECONDS = 0.002
 """How long the thread rests between two steps of housekeeping where more is due."""
+HOUSEKEEPING_SECONDS = 1.0
+"""How often panes and digests past their time are looked for."""
 ANSWER_SECONDS = 0.05
 """How long a commit waits for requests that follow answers, where nobody calls `go`."""
 STALL_SECONDS = 10.0
 """How long one call of the store may take before the committer counts as stalled."""
 DEAD_SECONDS = 300.0
 """How long it may take before the process had better be replaced."""
-CLOSE_SECONDS = 8.0
-"""How long `close` waits for the thread."""
+CLOSE_SECONDS = 15.0
+"""How long `close` waits for the thread: with all else at the end less than the kubelet's 30 s."""
 FLUSH_ATTEMPTS = 3
 """Tries of the last flush at `close`, with a snapshot interval."""
 
@@ -200,10 +201,11 @@ class Committer:
         except TookTooLong:
             raise StoreUnavailable("timeout", "the committer is busy") from None
 
-    def drain(self) -> None:
-        """From now on every verdict is durable, also with a snapshot interval, whose works are
-        flushed at once, and housekeeping delays no commit. Called at the signal to stop, before
-        connections are drained.
+    def flush(self) -> None:
+        """Flush what was acknowledged, and from now on acknowledge only what is durable.
+
+        Called at the signal to stop, before connections are drained. Housekeeping does not delay
+        commits any more. Never waits.
         """
         self._store.hasten()
         with self._lock:
@@ -215,10 +217,10 @@ class Committer:
 
         False where the thread is stuck in a call of the store.
         """
+        self._store.hasten()
         with self._lock:
             self._closing = self._draining = True
             self._wake.notify()
-        self._store.hasten()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             logger.critical("the store did not answer within %d seconds", CLOSE_SECONDS)
@@ -271,9 +273,7 @@ class Committer:
             return max(0.0, self._held_until - clock.monotonic())
         if not self._transactions.healthy:
             return PROBE_SECONDS
-        if self._more:
-            return MORE_SECONDS
-        patience = min(REFRESH_SECONDS, HOUSEKEEPING_SECONDS)
+        patience = MORE_SECONDS if self._more else min(REFRESH_SECONDS, HOUSEKEEPING_SECONDS)
         return min(patience, self._snapshot.seconds_left()) if self._snapshot else patience
 
     def _count(self, more: int) -> None:
@@ -349,17 +349,14 @@ class Committer:
         if moment >= self._refresh_at or self._asked_to_refresh:
             self._refresh_at = moment + REFRESH_SECONDS
             self._refresh()
-        if self._closing or not self._transactions.healthy:
-            return
-        if moment - self._housekept >= HOUSEKEEPING_SECONDS:
-            self._housekept = moment
-            if self._tick is not None:
-                self._transactions.aside(self._tick)
-            self._transactions.aside(self._housekeep, "housekeeping failed")
-            if self._lapsed is not None:
-                self._transactions.aside(self._forget_lapsed, "housekeeping failed")
-        elif self._more:
-            self._transactions.aside(self._housekeep, "housekeeping failed")
+        due = moment - self._housekept >= HOUSEKEEPING_SECONDS
+        if (due or self._more) and self._transactions.healthy and not self._closing:
+            if due:
+                self._housekept = moment
+                if self._tick is not None:
+                    self._transactions.aside(self._tick)
+            self._more = False
+            self._transactions.aside(partial(self._housekeep, due), "housekeeping failed")
 
     def _refresh(self) -> None:
         """Take in what other processes committed."""
@@ -410,18 +407,10 @@ class Committer:
         self._tally.waiting(self._waiting + self._unflushed)
         return done
 
-    def _housekeep(self, now: float) -> None:
-        """One step of housekeeping; with a snapshot interval all: nobody waits for a commit."""
-        self._more = False
+    def _housekeep(self, due: bool, now: float) -> None:
         self._more = self._store.housekeep(now)
-        while self._more and self._snapshot and not (self._draining or self._waiting):
-            self._transactions.moved = clock.monotonic()
-            self._more = self._store.housekeep(now)
-
-    def _forget_lapsed(self, now: float) -> None:
-        """Commit the end of the halves that waited in vain."""
-        assert self._lapsed is not None
-        entries = self._lapsed(now)
-        if entries:
-            self._store.commit(entries, now)
-            self._housekept = 0.0  # there may be more
+        if due and self._lapsed is not None:
+            entries = self._lapsed(now)
+            if entries:
+                self._store.commit(entries, now)
+                self._housekept = 0.0  # there may be more
