@@ -27,7 +27,7 @@ MIN_RATE = 1 << 18
 """Bytes a second below which a body is slow."""
 YOUNG_SECONDS = 2.0
 """How long a connection is not taken for idle, since its request may be on the way."""
-SPARE_SECONDS = 2.0
+SPARE_SECONDS = 5.0
 """How long a connection past the limit may last."""
 
 Handle = Callable[[Request], None]

@@ -10,7 +10,6 @@ goes to the Flask app, in a thread, which is made when first needed.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import resource
@@ -182,8 +181,6 @@ class Service:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
                 self._warn("no more connections: %s", error)
                 self._loop.remove_reader(listener)
                 self._loop.call_later(1, self._accept_again, listener)
@@ -201,9 +198,11 @@ class Service:
         pool.admit(connection, spare=not served)
         try:
             await self._loop.connect_accepted_socket(lambda: connection, client)
-        except OSError:
-            client.close()  # it is gone already
+        except Exception as error:
+            client.close()
             pool.remove(connection)
+            if not isinstance(error, OSError):  # else it is gone already
+                report("host", error, self._app.stats.unforeseen)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
@@ -285,10 +284,10 @@ class Service:
         """Answer with what `work` returns in a thread; where that is None, go on with `then`."""
 
         def done(future: asyncio.Future[Response | None]) -> None:
-            try:
-                answer = future.result()
-            except BaseException as error:
-                answer = problem(error)
+            if future.cancelled():
+                return  # the end: nobody is connected any more
+            error = future.exception()
+            answer = future.result() if error is None else problem(error)
             if answer is not None:
                 request.answer(*answer)
             elif then is not None:
@@ -397,7 +396,6 @@ class Service:
             return problem(error)
 
 
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SCHEMES = (b"http://", b"https://")
 _OF_THE_CONNECTION = ("connection", "content-length", "date")
 _URL = "!#$%&'()*+,/:;=?@[]~"
