@@ -31,8 +31,8 @@ reaches them; digests go in small steps, a few with every commit and every `hous
 A commit is one script a model (`redis_commit.lua`): it writes all of the model's share of a batch,
 or nothing, and nothing where it knows a digest; the share is then summed without that entry and
 sent again. So a batch over several models is atomic model by model: where one fails, `commit`
-raises, and a retry finds the others' digests. Mirror and server add the same doubles in the same
-order, so they are equal to the bit.
+raises, and a retry finds the others' digests. Sums are exact, so mirror and server are equal to the
+bit, whatever the order in which replicas commit.
 
 `refresh` asks `fdmt:changes` (in a cluster: the meta of every model), and loads the panes that
 changed. Data is lost where a sequence fell, an epoch changed otherwise than by a reset, or a server

@@ -160,6 +160,9 @@ def test_rows_count_alike_by_themselves_and_among_others(rows: int, width: int) 
         ]
         straight = unpack(one_row.Row.total(one_by_one))
         assert {family: straight[family] for family in expected} == expected
+        for counted in one_by_one[:50]:  # what a reply shows, before it was counted and after
+            fresh = one_row.Row(counted.row, counted.true, counted.best, counted.k)
+            assert fresh.shown() == counted.shown()
 
 
 @LAWS
