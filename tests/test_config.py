@@ -433,7 +433,7 @@ PROCESSES: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
     "a task": ({"FEEDBACK_TASK": "clustering"}, (), "FEEDBACK_TASK: "),
     "a class that is not there": ({"FEEDBACK_TASK": "no.such.Class"}, (), "no.such.Class"),
     "a models file": ({"FEEDBACK_MODELS": "/no/such.yaml"}, (), "FEEDBACK_MODELS: /no/such.yaml"),
-    "a store's scheme": ({"FEEDBACK_STORE": "mysql://x"}, (), "FEEDBACK_STORE: mysql://x is no store"),
+    "a store's scheme": ({"FEEDBACK_STORE": "mysql://x"}, (), "FEEDBACK_STORE: mysql://x is no"),
     "a store's path": ({"FEEDBACK_STORE": "sqlite:x.db"}, (), "FEEDBACK_STORE: "),
     "a store's journal": ({"FEEDBACK_STORE": "sqlite:///x?journal=paper"}, (), "FEEDBACK_STORE: "),
     "a directory": ({"FEEDBACK_STORE": "sqlite:////tmp"}, (), "FEEDBACK_STORE: /tmp"),
