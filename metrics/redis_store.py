@@ -147,7 +147,6 @@ class RedisStore:
         self._ttl = dedup_ttl
         self._link = Link(url, promise(durability))
         self._lock = threading.Lock()
-        self._mirror_lock = threading.Lock()
         self._mirror = Mirror()
         self._known: dict[str, Known] = {}
         self._suspects: set[str] = set()
@@ -248,18 +247,16 @@ class RedisStore:
         """Forget some expired panes, and digests past their time of the next few homes."""
         with self._lock, self._serving():
             old: dict[str, list[Pane]] = {}
-            with self._mirror_lock:
-                for model, pane in self._mirror.expired(now, PANES_AT_ONCE):
-                    old.setdefault(model, []).append(pane)
+            for model, pane in self._mirror.expired(now, PANES_AT_ONCE):
+                old.setdefault(model, []).append(pane)
             homes = self._next_homes()
             calls = [self._sweep(home, now) for home in homes]
             calls += [_drop(model, panes) for model, panes in old.items()]
             gone = self._link.exchange(calls) if calls else []
-            with self._mirror_lock:
-                for model, panes in old.items():
-                    for pane in panes:
-                        self._mirror.drop(model, pane)
-                self._mirror.read()
+            for model, panes in old.items():
+                for pane in panes:
+                    self._mirror.drop(model, pane)
+            self._mirror.read()
             return (
                 sum(map(len, old.values())) == PANES_AT_ONCE
                 or max(gone[: len(homes)], default=0) == SWEEP_DIGESTS
@@ -468,20 +465,18 @@ class RedisStore:
         """
 
         def foresee() -> None:
-            with self._mirror_lock:
-                for share in shares:
-                    self._add(share)
-                foreseen = self._mirror.foreseen()
+            for share in shares:
+                self._add(share)
+            foreseen = self._mirror.foreseen()
             ahead(foreseen)
 
         with self._mirror.ahead():
             replies = self._link.exchange(calls, durable=True, meanwhile=foresee)
             if any(reply[0] != b"ok" for reply in replies):
-                with self._mirror_lock:
-                    self._mirror.take_back()
-                    for share, reply in zip(shares, replies, strict=True):
-                        if reply[0] == b"ok":
-                            self._add(share)
+                self._mirror.take_back()
+                for share, reply in zip(shares, replies, strict=True):
+                    if reply[0] == b"ok":
+                        self._add(share)
         return replies
 
     def _add(self, share: Share) -> None:
@@ -585,8 +580,7 @@ class RedisStore:
                     self._suspects.update(self._known.keys() - whole)
                     self._listed.clear()
         finally:
-            with self._mirror_lock:
-                self._mirror.read()
+            self._mirror.read()
             if lost:
                 self.losses += len(lost)
                 logger.error("Redis lost data of %d models, one is %s", len(lost), lost[0])
@@ -642,8 +636,7 @@ class RedisStore:
             return False
         lost = resets_now != resets or loaded.known.sequence < known.sequence
         if loaded.whole and not lost:
-            with self._mirror_lock:
-                state = self._mirror.foreseen().models.get(model)
+            state = self._mirror.foreseen().models.get(model)
             now = loaded.panes.get(_name(ALL_TIME), {})
             lost = state is not None and value(state.all_time, "events") > value(now, "events")
         if lost:
@@ -652,19 +645,18 @@ class RedisStore:
 
     def _take(self, model: str, loaded: Loaded) -> None:
         """Take what was loaded into the mirror."""
-        with self._mirror_lock:
-            if loaded.whole:
-                self._mirror.forget(model)
-            for name, vector in loaded.panes.items():
-                self._mirror.replace_pane(model, _pane(name), vector)
-            for key, text in loaded.gauges:
-                time, number = text.split(" ")
-                gauge = Gauge(_number(number), _number(time))
-                self._mirror.set_gauge(model, decode_key(key), gauge)
-            if loaded.constants:
-                constants = {name: orjson.loads(text) for name, text in loaded.constants}
-                self._mirror.set_constants(model, constants, replaced=constants)
-            self._mirror.sequence += 1
+        if loaded.whole:
+            self._mirror.forget(model)
+        for name, vector in loaded.panes.items():
+            self._mirror.replace_pane(model, _pane(name), vector)
+        for key, text in loaded.gauges:
+            time, number = text.split(" ")
+            gauge = Gauge(_number(number), _number(time))
+            self._mirror.set_gauge(model, decode_key(key), gauge)
+        if loaded.constants:
+            constants = {name: orjson.loads(text) for name, text in loaded.constants}
+            self._mirror.set_constants(model, constants, replaced=constants)
+        self._mirror.sequence += 1
         if loaded.known.epoch:
             self._known[model] = loaded.known
         else:

@@ -259,7 +259,6 @@ class SQLiteStore:
         self._ttl = dedup_ttl
         self._journal = journal
         self._lock = threading.Lock()
-        self._mirror_lock = threading.Lock()
         self._mirror = Mirror()
         self._recent: dict[bytes, int] = {}  # digests that may not be in the table yet -> commit
         self._touched = Touched()  # by the commits that may not be in the tables yet
@@ -319,9 +318,8 @@ class SQLiteStore:
             if delta.swaps:
                 _swap(connection, delta.swaps.values())
             with self._mirror.ahead():
-                with self._mirror_lock:
-                    self._add(sequence, delta)
-                    foreseen = self._mirror.foreseen()
+                self._add(sequence, delta)
+                foreseen = self._mirror.foreseen()
                 ahead(foreseen)
                 _patiently(connection, "COMMIT")
                 self._confirm()
@@ -391,9 +389,8 @@ class SQLiteStore:
             _patiently(connection, "COMMIT")
             self._seen -= purged
             if delta.dropped:
-                with self._mirror_lock:
-                    self._apply(sequence, b"", delta)
-                    self._mirror.read()
+                self._apply(sequence, b"", delta)
+                self._mirror.read()
             self._more = behind or left
             self._housekept = clock.monotonic()
             return self._more
@@ -575,23 +572,22 @@ class SQLiteStore:
         epoch, folded, pruned, seen, sequence = connection.execute(_META).fetchone()
         if epoch == self._epoch and sequence == self._mirror.sequence and folded == self._folded:
             return
-        with self._mirror_lock:
-            if epoch != self._epoch or not pruned <= self._mirror.sequence <= sequence:
-                self._load(connection)
-                self._epoch, self._mirror.sequence = epoch, folded
-            elif folded != self._folded:
-                self._touched = Touched()  # whoever folded knew no less than this process did
-                self._recent = {
-                    digest: commit for digest, commit in self._recent.items() if commit > folded
-                }
-            self._folded, self._seen = folded, seen
+        if epoch != self._epoch or not pruned <= self._mirror.sequence <= sequence:
+            self._load(connection)
+            self._epoch, self._mirror.sequence = epoch, folded
+        elif folded != self._folded:
+            self._touched = Touched()  # whoever folded knew no less than this process did
+            self._recent = {
+                digest: commit for digest, commit in self._recent.items() if commit > folded
+            }
+        self._folded, self._seen = folded, seen
+        if self._replay(connection) < sequence:
+            self._load(connection)
+            self._mirror.sequence = folded
             if self._replay(connection) < sequence:
-                self._load(connection)
-                self._mirror.sequence = folded
-                if self._replay(connection) < sequence:
-                    self._epoch = -1  # nothing is to be added to what was read so far
-                    raise StoreUnavailable("corrupt", f"{self._path}: its log has a gap")
-            self._mirror.read()
+                self._epoch = -1  # nothing is to be added to what was read so far
+                raise StoreUnavailable("corrupt", f"{self._path}: its log has a gap")
+        self._mirror.read()
 
     def _replay(self, connection: sqlite3.Connection) -> int:
         """Apply the log's rows that the mirror lacks, up to a gap; the number of the last."""
@@ -786,8 +782,7 @@ class SQLiteStore:
             main = identity(self._path)
             moved = self._files is not None and self._files.main != main
             if self._before is None:
-                with self._mirror_lock:
-                    self._before = self._mirror.read()
+                self._before = self._mirror.read()
             self._data_version = -1
             self._epoch = -1 if moved else self._epoch
             self._look(connection)
@@ -861,8 +856,7 @@ class SQLiteStore:
 
     def _compare(self, before: State, moved: bool) -> None:
         """Note it where the file that was opened lacks commits that this process knew."""
-        with self._mirror_lock:
-            after = self._mirror.read()
+        after = self._mirror.read()
         if before.models and (
             after.sequence < before.sequence or (moved and _has_fewer_events(after, before))
         ):

@@ -3,7 +3,7 @@
 Every backend has the same verbs: `commit` (atomic, and durable when it returns), `refresh` (take
 in what other processes committed), `read` (what is known, from memory), `close`. One test suite
 runs over all of them. A server calls a store from its committer's thread only, but for `read`,
-`seen` and `losses`, which never wait and do no I/O.
+`seen`, `losses` and `hasten`, which never wait and do no I/O.
 """
 
 from __future__ import annotations
