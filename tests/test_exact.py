@@ -20,7 +20,7 @@ from redis import Redis
 
 from metrics.commands.export import dump, load, merge_into
 from metrics.counters import SUPERSEDED, add, merge, net, unpack
-from metrics.evaluators import classification, exact_rows, one_row
+from metrics.evaluators import classification, exact_rows, one_row, regression_rows
 from metrics.evaluators.regression import MANY_ROWS, row_by_row
 from metrics.evaluators.regression_rows import many_rows
 from metrics.evaluators.rows import count_probability_rows
@@ -207,6 +207,17 @@ def test_many_rows_of_a_regression_count_like_each(
         assert found == row_by_row(rows, origin, "truth")
     usual = all(abs(number) > 1e-30 for row in some for number in (*row, row[0] - row[1]) if number)
     assert found is not None or not usual
+
+
+def test_rows_of_a_regression_are_counted_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bit, so that a large event's intermediate results stay small."""
+    chance = np.random.default_rng(14)
+    truth, prediction = chance.normal(size=(2, 1000))
+    whole = many_rows(truth, prediction, 0.5)
+    monkeypatch.setattr(regression_rows, "PART", 7)
+    assert many_rows(truth, prediction, 0.5) == whole
+    truth[999] = 1e-300
+    assert many_rows(truth, prediction, 0.5) is None
 
 
 # --- Redis adds as Python does --------------------------------------------------------------------
