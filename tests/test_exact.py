@@ -20,7 +20,8 @@ from redis import Redis
 
 from metrics.commands.export import dump, load, merge_into
 from metrics.counters import SUPERSEDED, add, merge, net, unpack
-from metrics.evaluators import classification, exact_rows, one_row
+from metrics.evaluators import classification, exact_rows, one_row, regression_rows
+from metrics.evaluators import rows as evaluator_rows
 from metrics.evaluators.regression import MANY_ROWS, row_by_row
 from metrics.evaluators.regression_rows import many_rows
 from metrics.evaluators.rows import count_probability_rows
@@ -207,6 +208,35 @@ def test_many_rows_of_a_regression_count_like_each(
         assert found == row_by_row(rows, origin, "truth")
     usual = all(abs(number) > 1e-30 for row in some for number in (*row, row[0] - row[1]) if number)
     assert found is not None or not usual
+
+
+def test_rows_of_a_regression_are_counted_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bit, so that a large event's intermediate results stay small."""
+    chance = np.random.default_rng(14)
+    truth, prediction = chance.normal(size=(2, 1000))
+    whole = many_rows(truth, prediction, 0.5)
+    monkeypatch.setattr(regression_rows, "PART", 7)
+    assert many_rows(truth, prediction, 0.5) == whole
+    truth[999] = 1e-300
+    assert many_rows(truth, prediction, 0.5) is None
+
+
+@pytest.mark.parametrize("width", [2, 3, 40])
+def test_rows_of_probabilities_are_counted_by_parts(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bit."""
+    chance = np.random.default_rng(15)
+    rows = chance.dirichlet(np.ones(width), 500)
+    truth = chance.integers(0, width, 500).tolist()
+    keys = tuple(map(str, range(width)))
+    counted = []
+    for part in (1000, 7):
+        monkeypatch.setattr(evaluator_rows, "PART", part)
+        vector: dict[str, Any] = {}
+        count_probability_rows(vector, rows, keys, truth, 2)
+        counted.append({family: dict(cells) for family, cells in vector.items()})
+    assert counted[0] == counted[1]
 
 
 # --- Redis adds as Python does --------------------------------------------------------------------

@@ -8,6 +8,8 @@ from ..bins import LOG_GAMMA, SMALLEST_ERROR, error_bin
 from ..exact import BITS, squared, to_units
 from .exact_rows import Floats, exact_sums, squares
 
+PART = 1 << 16
+"""Rows that are looked at together."""
 SMALLEST, LARGEST = 2.0**-140, 2.0**200
 """Of numbers between these in magnitude the squares are whole units, and no sum is too large."""
 
@@ -19,6 +21,23 @@ def many_rows(
 
     None where a number is so small or so large that rows must be looked at one by one.
     """
+    found = _part(truth[:PART], prediction[:PART], origin)
+    for at in range(PART, len(truth), PART):
+        more = _part(truth[at : at + PART], prediction[at : at + PART], origin)
+        if found is None or more is None:
+            return None
+        sums, nonzero, bins = found
+        for bin, number in more[2].items():
+            bins[bin] = bins.get(bin, 0) + number
+        sums = [one + other for one, other in zip(sums, more[0], strict=True)]
+        found = sums, nonzero + more[1], bins
+    return found
+
+
+def _part(
+    truth: Floats, prediction: Floats, origin: float
+) -> tuple[list[int], int, dict[int | None, int]] | None:
+    """`many_rows` of so few that their intermediate results are small."""
     with np.errstate(over="ignore"):
         residual = prediction - truth
     size = np.abs(residual)

@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN, logit_bin
-from ..counters import NO_LABELS
+from ..counters import NO_LABELS, merge
 from ..histograms import counted
 from ..payload import Values
 from .exact_rows import FEW, log_losses, sum_of_columns, sums_and_squares, sums_by, to_fine
 
 Floats = NDArray[np.float64]
+
+PART = 1 << 15
+"""Rows that are looked at together, so that intermediate results stay small."""
 
 
 def count_probability_rows(
@@ -28,6 +31,15 @@ def count_probability_rows(
     """Add what N rows of K probabilities tell; see `classification.count_probabilities`."""
     from .classification import columns_scored
 
+    if len(rows) > PART:
+        parts: list[dict[str, Any]] = []
+        for at in range(0, len(rows), PART):
+            to = at + PART
+            some = None if best is None else best[at:to]
+            parts.append({})
+            count_probability_rows(parts[-1], rows[at:to], keys, truth[at:to], k, some)
+        vector.update(merge(parts))
+        return []
     true = np.asarray(truth, np.intp)
     chosen = rows.argmax(axis=1) if best is None else np.asarray(best, np.intp)
     n, width = rows.shape
