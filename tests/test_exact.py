@@ -48,7 +48,7 @@ from metrics.sqlite_store import SQLiteStore
 from metrics.state import Entry
 from metrics.store import MemoryStore, open_store
 from metrics.windows import ALL_TIME, Pane
-from tests.servers import RedisServer
+from tests.servers import RedisServer, read
 from tests.servers_http import OwnServer
 from tests.test_joins import FEEDBACK, IDENTITY, MODEL, NOW, Function, send, view
 from tests.test_joins import function as function
@@ -515,7 +515,7 @@ def test_any_order_and_grouping_of_commits_is_the_same_state(
         if chance.random() < 0.3:
             store.housekeep(NOW)
     for store in stores:
-        assert store.read().models[MODEL].panes == expected
+        assert read(store).models[MODEL].panes == expected
     if isinstance(stores[0], MemoryStore):
         return
     for store in stores:
