@@ -93,8 +93,51 @@ local function exact(text)
   return digits, tonumber(sub(text, p + 1)) / 40
 end
 
+-- `exact_sum` where neither is negative and the sum has three or four digits, the lowest of them
+-- old's, as nearly always; else nil. It takes half the time.
+local function usual_sum(old, more, lowest)
+  local p = find(old, 'p', 1, true)
+  if not p or p < 22 or p > 41 or byte(old) == 45 then
+    return nil
+  end
+  local e = sub(old, p + 1)
+  local shift = lowest - e / 40
+  if shift < 0 or shift + #more > 4 then
+    return nil
+  end
+  local a = tonumber(sub(old, p - 10, p - 1), 16) + (more[1 - shift] or 0)
+  local b = tonumber(sub(old, p - 20, p - 11), 16) + (more[2 - shift] or 0)
+  local c, d = more[3 - shift] or 0, more[4 - shift] or 0
+  if p > 31 then
+    c = c + tonumber(sub(old, p - 30, p - 21), 16)
+    d = d + tonumber(sub(old, 1, p - 31), 16)
+  else
+    c = c + tonumber(sub(old, 1, p - 21), 16)
+  end
+  if a >= BASE then
+    a, b = a - BASE, b + 1
+  end
+  if b >= BASE then
+    b, c = b - BASE, c + 1
+  end
+  if c >= BASE then
+    c, d = c - BASE, d + 1
+  end
+  if a == 0 or d >= BASE then
+    return nil
+  elseif d > 0 then
+    return format('%x%010x%010x%010xp%s', d, c, b, a, e)
+  elseif c > 0 then
+    return format('%x%010x%010xp%s', c, b, a, e)
+  end
+end
+
 -- The text of the exact number `old`, a text, plus that of `more` digits from place `lowest`.
 local function exact_sum(old, more, lowest)
+  local text = more[1] >= 0 and more[#more] >= 0 and usual_sum(old, more, lowest)
+  if text then
+    return text
+  end
   local digits, low = exact(old)
   local place, stop = min(low, lowest), max(low + #digits, lowest + #more) - 1
   local sums, n, carry = {}, 0, 0

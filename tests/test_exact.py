@@ -299,6 +299,21 @@ def test_the_script_carries_and_borrows_over_many_places(server: RedisServer) ->
     cells.check()
 
 
+def test_the_script_adds_what_rows_tell(server: RedisServer) -> None:
+    """Sums of the usual sizes, with carries into each of their places, and zeros in them."""
+    cells = Cells(server)
+    chance = random.Random(2)
+    for _ in range(200):
+        near = 1 - 2.0 ** -chance.randrange(1, 54)
+        each = [chance.random(), near, 2.0 ** chance.randrange(-57, 50)]
+        numbers = [of_fine(fine(one)) for one in each]
+        cells.add({(str(at),): one for at, one in enumerate(numbers)})
+        cells.add({(f"{at} squared",): squared(one) for at, one in enumerate(numbers[:2])})
+        cells.add({("edge",): chance.choice([-1, 1, 1, 1]) << 40 * chance.randrange(4, 11)})
+        cells.add({("full",): (1 << 400 - 40 * chance.randrange(4)) - (1 << 280)})
+    cells.check()
+
+
 @pytest.mark.parametrize(
     "text", ["0.1", "-2.5", "1e+16", "0.0", "1e-130", "-1.5e-300", "3e75", "7"]
 )
