@@ -1,6 +1,6 @@
 """Rules on a score: when it crosses a threshold, for how long, and what is told once of it.
 
-Pure: a rule's status is a value, and `step` makes the next one of it. The status is a constant of
+Pure: a rule's status is a value, and `step` makes the next one of it. The status is constants of
 the model in the store, replaced by compare-and-set, so that it is one for all replicas, survives
 restarts, and every transition happens once.
 """
@@ -62,6 +62,11 @@ class Rule:
         """The name of the constant that holds its status."""
         return f"{PREFIX}{self.name}"
 
+    @property
+    def waiting(self) -> str:
+        """The name of the constant that holds what it waits for while it is pending."""
+        return f"{self.constant} waiting"
+
     def crossed(self, value: float) -> bool:
         """Whether a score of this value is where it should not be."""
         if self.below is not None:
@@ -109,9 +114,19 @@ class Status(NamedTuple):
     silences: int = 0
     """how many silences it has been through; `since` is later by as long as they were."""
 
-    def json(self) -> dict[str, Any]:
-        """As a constant holds it."""
-        return {**self._asdict(), "recent": [list(each) for each in self.recent]}
+    def constants(self, rule: Rule) -> dict[str, Any]:
+        """As constants of the model hold it: what it waits for has one of its own.
+
+        Replicas of older versions read the rule's, and refuse members of it that they do not know.
+        """
+        members = {**self._asdict(), "recent": [list(each) for each in self.recent]}
+        wait = {name: members.pop(name) for name in _WAIT}
+        if self.state == PENDING:
+            return {rule.constant: members, rule.waiting: {"since": self.since, **wait}}
+        return {rule.constant: members}
+
+
+_WAIT = ("moment", "data", "silences")
 
 
 def status_of(constants: Mapping[str, Any], rule: Rule) -> Status:
@@ -122,6 +137,9 @@ def status_of(constants: Mapping[str, Any], rule: Rule) -> Status:
     try:
         recent = tuple(Transition(*each) for each in known["recent"])
         status = Status(**{**known, "recent": recent})
+        wait = constants.get(rule.waiting)
+        if status.state == PENDING and wait is not None and wait["since"] == status.since:
+            status = status._replace(**{name: wait[name] for name in _WAIT})
     except (TypeError, KeyError):
         return Status()
     return status if _is_sound(status) else Status()
@@ -173,7 +191,9 @@ def step(
     if not rule.crossed(value):
         if status.state == FIRING:
             return _transition(status, RESOLVED, OK, value, now, digest)
-        return status._replace(state=OK, since=now, value=value) if status.state != OK else None
+        if status.state == OK:
+            return None
+        return Status(OK, now, value, status.transitions, status.recent)
     if status.state == FIRING:
         return None
     if not rule.seconds:

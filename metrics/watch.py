@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from . import background
 from .alerts import Rule, Status, status_of, step
@@ -122,7 +121,7 @@ class Watch:
                 return
             rule, status, carrier = found
             before = status_of(state.constants, rule).transitions
-            constants: dict[str, Any] = {rule.constant: status.json()}
+            constants = status.constants(rule)
             if self._outbox is not None and status.transitions > before:
                 constants[constant(rule)] = with_one_more(state.constants, rule, status.recent[-1])
             replaces = {name: state.constants.get(name) for name in constants}

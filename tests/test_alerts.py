@@ -161,11 +161,27 @@ def test_any_walk_alternates(moments: Any, seconds: int) -> None:
     for status in statuses:
         assert len(status.recent) <= REMEMBERED
         told.update({each.number: each.state for each in status.recent})
-        constants = json.loads(json.dumps({rule.constant: status.json()}))
+        constants = json.loads(json.dumps(status.constants(rule)))
         assert status_of(constants, rule) == status
         assert (status.state == FIRING) == (status.transitions % 2 == 1)
     assert told == {number: (RESOLVED, FIRING)[number % 2] for number in told}
     assert sorted(told) == list(range(1, len(told) + 1))
+
+
+def test_a_replica_of_an_older_version_reads_a_status() -> None:
+    """It knows these members only, and raises on others; what a pending rule waits for is apart."""
+    rule = Rule("low", "accuracy", below=0.5, rows=2, seconds=60)
+    pending = step(rule, Status(), 0.4, 2, NOW, "d", 7)
+    assert pending is not None
+    known = {"state", "since", "value", "transitions", "recent"}
+    for status in (Status(), pending, Status(FIRING, NOW, 0.4, 1)):
+        assert status.constants(rule)[rule.constant].keys() == known
+    of_model = json.loads(json.dumps(pending.constants(rule)))
+    assert status_of(of_model, rule) == pending
+    of_model[rule.constant] |= {"since": NOW + 9}  # by a replica that leaves the other alone
+    assert status_of(of_model, rule) == Status(PENDING, NOW + 9, 0.4)
+    of_model[rule.waiting] = "none"
+    assert status_of(of_model, rule) == Status()
 
 
 def test_every_score_can_have_a_rule() -> None:

@@ -71,3 +71,46 @@ def test_one_large_batch_is_bounded_too() -> None:
     assert len(state.all_time["confusion"]) <= classification.MAX_CONFUSIONS + 1000
     assert sum(state.all_time["confusion"].values()) == (truth != guess).sum()
     fixed.app.close()
+
+
+def test_scores_stay_in_range_where_classes_count_as_one() -> None:
+    """A wrong row within `__other__` is a miss and a false alarm of it, and one row."""
+    rng = np.random.default_rng(4)
+    truth = rng.integers(0, CLASSES, 3000)
+    guess = np.where(rng.random(3000) < 0.2, truth, rng.integers(0, CLASSES, 3000))
+    fixed = Fixed(FEEDBACK_MAX_CLASSES="6", FEEDBACK_CONFUSION_CLASSES="20")
+    names = [f"c{number}" for number in range(CLASSES)]
+    for at in range(6):
+        fixed.send([names[at]], [names[at]])
+    for part in np.array_split(np.arange(3000), 100):
+        fixed.send([names[at] for at in truth[part]], [names[at] for at in guess[part]])
+    state = fixed.app.read().models[MODEL]
+    view = model_view(MODEL, state, fixed.app.models.of(MODEL), fixed.now)
+    truth, guess = np.r_[:6, truth], np.r_[:6, guess]
+    assert view["scores"]["accuracy"] == pytest.approx(accuracy_score(truth, guess))
+    assert view["scores"]["recall_micro"] == pytest.approx(accuracy_score(truth, guess))
+    rest = {each["class"]: each for each in view["classes"]}[OTHER]
+    negatives = truth < 6
+    assert rest["specificity"] == pytest.approx((guess[negatives] < 6).mean())
+    assert {"matthews_corrcoef", "cohen_kappa"}.isdisjoint(view["scores"])
+    assert all(0 <= score <= 1 for score in view["scores"].values())
+    lines = [line for line in fixed.text().splitlines() if "true_negatives_total{" in line]
+    assert len(lines) == 7
+    (line,) = [line for line in lines if OTHER in line]
+    assert float(line.split()[-1]) == ((truth < 6) & (guess < 6)).sum()
+    fixed.app.close()
+
+
+def test_rows_within_the_rest_are_told_apart_from_folded_cells(few: int) -> None:
+    """However many cells there are: of classes that count as one no other cell is added to."""
+    fixed = Fixed(FEEDBACK_MAX_CLASSES="20")
+    names = [f"c{number}" for number in range(80)]
+    rng = np.random.default_rng(5)
+    truth, guess = rng.integers(0, 80, (2, 6000))
+    truth[:20] = guess[:20] = np.arange(20)
+    for part in np.array_split(np.arange(6000), 300):
+        fixed.send([names[at] for at in truth[part]], [names[at] for at in guess[part]])
+    cells = fixed.app.read().models[MODEL].all_time["confusion"]
+    assert few <= len(cells) <= few + 80
+    assert cells[OTHER, OTHER] == ((truth >= 20) & (guess >= 20) & (truth != guess)).sum()
+    fixed.app.close()

@@ -213,7 +213,7 @@ def test_a_batch_has_the_replies_of_its_sound_models() -> None:
 def test_a_stored_status_of_a_rule_that_is_none_is_that_of_a_new_rule() -> None:
     """Whatever stands in the constant, it is read as a status or as none."""
     rule = Rule("low", "accuracy", below=0.5)
-    sound = Status("firing", 1.0, 0.4, 1).json()
+    sound = Status("firing", 1.0, 0.4, 1).constants(rule)[rule.constant]
     assert status_of({rule.constant: sound}, rule).state == "firing"
     recent: Any
     for recent in (

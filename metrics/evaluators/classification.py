@@ -57,7 +57,9 @@ def count_outcomes(
 def cap_confusions(vector: Vector, known: Collection[str]) -> None:
     """Fold fresh cells of the confusion matrix past MAX_CONFUSIONS, each into its truth's rest.
 
-    `known` are the cells that the model has, as `cell` names them.
+    `known` are the cells that the model has, as `cell` names them. Those whose truth counts as
+    `__other__` stay as they are: they are no more than classes, and of rows with both sides there
+    scores need the number.
     """
     wrong = vector.get("confusion", {})
     room = MAX_CONFUSIONS - len(known)
@@ -65,7 +67,7 @@ def cap_confusions(vector: Vector, known: Collection[str]) -> None:
         return
     folded: dict[Labels, Number] = {}
     for (truth, prediction), n in wrong.items():
-        if prediction != OTHER and cell(truth, prediction) not in known:
+        if OTHER not in (truth, prediction) and cell(truth, prediction) not in known:
             room -= 1
             if room < 0:
                 prediction = OTHER

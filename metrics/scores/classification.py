@@ -24,6 +24,8 @@ class Counts(NamedTuple):
     alarms: int
     """False positives."""
     rows: int
+    mixed: int = 0
+    """Rows whose truth and prediction differ and both count as this class: misses and alarms."""
 
     @property
     def support(self) -> int:
@@ -38,7 +40,7 @@ class Counts(NamedTuple):
     @property
     def rejections(self) -> int:
         """True negatives."""
-        return self.rows - self.hits - self.misses - self.alarms
+        return self.rows - self.hits - self.misses - self.alarms + self.mixed
 
     @property
     def seen(self) -> bool:
@@ -55,8 +57,7 @@ class Counts(NamedTuple):
 
     def specificity(self) -> float | None:
         """TN / (TN + FP); undefined where every truth was of this class."""
-        negatives = self.rows - self.hits - self.misses
-        return ratio(negatives - self.alarms, negatives)
+        return ratio(self.rejections, self.rows - self.support)
 
     def f1(self) -> float | None:
         """2 TP / (2 TP + FP + FN); undefined where the class was never seen."""
@@ -112,6 +113,7 @@ def pool(classes: Sequence[Counts]) -> Counts:
         sum(each.misses for each in classes),
         sum(each.alarms for each in classes),
         sum(each.rows for each in classes),
+        sum(each.mixed for each in classes),
     )
 
 
@@ -139,16 +141,22 @@ def agreement(classes: Sequence[Counts], rows: int) -> dict[str, float | None]:
 
     Exact integers up to the last division. Sources: scikit-learn; Gorodkin 2004 for more than two
     classes. The correlation is undefined where truth or prediction has one class only, kappa where
-    both have but the same one.
+    both have but the same one. Both are undefined, too, where classes that count as one were mixed
+    up: how often these would agree by chance is not known.
     """
     hits = sum(each.hits for each in classes)
     totals = [(each.support, each.predicted) for each in classes]
     chance = sum(support * predicted for support, predicted in totals)
     truths = rows * rows - sum(support * support for support, _ in totals)
     predictions = rows * rows - sum(predicted * predicted for _, predicted in totals)
-    return {
+    scores = {
         "accuracy": ratio(hits, rows),
         "balanced_accuracy": mean(each.recall() for each in classes),
+    }
+    if any(each.mixed for each in classes):
+        return {**scores, "matthews_corrcoef": None, "cohen_kappa": None}
+    return {
+        **scores,
         "matthews_corrcoef": ratio(hits * rows - chance, _geometric_mean(truths, predictions)),
         "cohen_kappa": ratio(hits * rows - chance, rows * rows - chance),
     }

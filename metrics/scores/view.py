@@ -121,12 +121,27 @@ class Scored:
         rows = self.rows
         if self.task != "multilabel":
             rows = sum(hits + misses for hits, misses, _ in counts.values())
+        mixed = self._mixed
         return [
-            Counts(name, hits, misses, alarms, rows)
+            Counts(name, hits, misses, alarms, rows, mixed.get(name, 0))
             for name, (hits, misses, alarms) in sorted(
                 counts.items(), key=lambda item: self.naming.order(item[0])
             )
         ]
+
+    @property
+    def _mixed(self) -> dict[str, int]:
+        """Class name -> rows whose truth and prediction are different classes of that name."""
+        cells = self.vector.get("confusion", {})
+        if not self._has_aliases:
+            rows = int(cells.get((OTHER, OTHER), 0))
+            return {OTHER: rows} if rows else {}
+        mixed: dict[str, int] = {}
+        for (truth, prediction), number in cells.items():
+            name = self.naming(truth)
+            if name == self.naming(prediction):
+                mixed[name] = mixed.get(name, 0) + int(number)
+        return mixed
 
     @property
     def positive(self) -> Counts:
