@@ -195,7 +195,7 @@ def test_counts_agree_if_each_event_counted_once(
 
 def test_a_server_that_does_not_start_is_said_with_its_log(tmp_path: Path) -> None:
     """One clear message."""
-    said = r"did not become ready.*log says:\nfeedback-metrics: .*nosuch"
+    said = r"did not become ready.*log says:\nfeedback-metrics: FEEDBACK_STORE: .*is no store"
     with pytest.raises(OSError, match=said), demo.serving("nosuch:store", tmp_path / "log"):
         pass
 
