@@ -313,7 +313,8 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         self._spent = 0
         if "expect" in headers and headers["expect"].lower() == "100-continue":
-            self._flags |= _EXPECTING
+            old = self._parser.get_http_version() == "1.0"  # would take it for the answer
+            self._flags |= 0 if old else _EXPECTING
 
     def on_body(self, part: bytes) -> None:
         self._moved = self._pool.now

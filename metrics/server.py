@@ -151,7 +151,7 @@ class Service:
         listener.setblocking(False)
         listener.listen(BACKLOG)
         loop.add_reader(listener, self._accept, listener)
-        sweeping = loop.create_task(self._sweep())
+        sweeping = loop.create_task(self._sweep(stopped))
         try:
             await stopped.wait()
         finally:
@@ -215,8 +215,15 @@ class Service:
             self._warned = now + WARN_SECONDS
             logger.warning(message, *values)
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, stopped: asyncio.Event) -> None:
+        """Hold clients to their deadlines; stop one worker of several that cannot commit.
+
+        It is replaced then. Liveness is no help there: most probes reach the others.
+        """
         while True:
+            if self._app.settings.workers > 1 and not self._app.alive and not stopped.is_set():
+                logger.critical("this worker cannot commit any more, and ends")
+                stopped.set()
             try:
                 self._connections.sweep(self._loop.time())
             except Exception as error:  # a bug; the next sweep is due all the same

@@ -233,7 +233,7 @@ def test_the_sweep_of_connections_goes_on(app: App, monkeypatch: pytest.MonkeyPa
 
     async def run() -> None:
         service._loop = asyncio.get_running_loop()
-        sweeping = asyncio.ensure_future(service._sweep())
+        sweeping = asyncio.ensure_future(service._sweep(asyncio.Event()))
         while len(calls) < 3 and not sweeping.done():
             await asyncio.sleep(0.01)
         assert not sweeping.done()

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ class App:
     def __init__(self, post: Callable[..., Any]) -> None:
         self.post = post
         self.may_post = lambda _: True
-        self.settings = SimpleNamespace(max_body=1000, max_connections=100)
+        self.settings = SimpleNamespace(max_body=1000, max_connections=100, workers=1)
         self.committer = SimpleNamespace(
             go=lambda: None, flush=lambda: None, full=False, waiting=0, gathers=False
         )
@@ -515,6 +516,44 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         server.hang_up()
         os.kill(parent, signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), 20)
+
+
+_WITH_A_BUG = """
+import runpy
+from metrics.committer.transaction import Transactions
+
+commit = Transactions.commit
+
+def fail(self, works, ahead=None):
+    if any(entry.model.endswith("/fatal") for work in works for entry in work.entries):
+        raise SystemExit
+    return commit(self, works, ahead)
+
+Transactions.commit = fail
+runpy.run_module("metrics", run_name="__main__")
+"""
+
+
+class FragileServer(OwnServer):
+    """A server in which an event of one model ends the committer's thread."""
+
+    def command(self) -> list[str]:
+        """What is run."""
+        return [sys.executable, "-c", _WITH_A_BUG, "serve"]
+
+
+def test_a_worker_that_cannot_commit_any_more_is_replaced(tmp_path: Path) -> None:
+    """Probes would find the others alive, and half of all events be refused for ever."""
+    with FragileServer(tmp_path, WEB_CONCURRENCY="2") as server:
+        workers = server.pids[1:]
+        assert server.feedback("1", "a/b/c/fatal").status == 503
+        server.hang_up()
+        until(lambda: len(server.pids) == 3 and server.pids[1:] != workers, 20)
+        until(lambda: server.get("/health/readiness").status == 200)
+        for number in range(40):
+            server.hang_up()
+            assert server.feedback(str(number), "a/b/c/d").status == 200
+        assert server.terminate() == 0
 
 
 def test_liveness_fails_without_the_committers_thread() -> None:

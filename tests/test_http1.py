@@ -161,6 +161,19 @@ def test_expect_continue_is_told_to_go_on(server: OwnServer) -> None:
         assert line.answer().status == 200
 
 
+def test_an_old_client_is_not_told_to_continue(server: OwnServer) -> None:
+    """HTTP/1.0 knows no answer before the answer: it would be taken for it."""
+    with Line(server.port) as line:
+        text = post("old", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        line.send(text[: -len(BODY)])
+        line.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            line.socket.recv(100)
+        line.socket.settimeout(30)
+        line.send(BODY)
+        assert line.answer().status == 200
+
+
 def test_chunks_and_their_trailers(server: OwnServer) -> None:
     """A body in chunks of one byte is read, and no trailer becomes an attribute."""
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
