@@ -29,6 +29,8 @@ LARGEST = 1e150
 MAX_ROOT = LARGEST**0.5
 """How far from its origin may be what is squared."""
 OTHER = "__other__"
+UNREADABLE = ""
+"""The family of what is stored under a key that cannot be read."""
 """The label into which everything past a cap on distinct labels is folded."""
 SUPERSEDED = "-"
 """Begins the family of what corrections took back of another: no counter ever falls."""
@@ -129,7 +131,11 @@ def merge(vectors: Iterable[Increment | Compact]) -> Vector:
 
 
 def net(vector: Vector) -> Vector:
-    """`vector` less what corrections took back; itself where they took nothing."""
+    """`vector` less what corrections took back; itself where they took nothing.
+
+    Raises ValueError where a stored key could not be read: then no number of it is to be trusted.
+    """
+    _check_readable(vector)
     taken = [family for family in vector if family[0] == SUPERSEDED]
     if not taken:
         return vector
@@ -146,7 +152,11 @@ def net(vector: Vector) -> Vector:
 
 
 def superseded(vector: Vector) -> tuple[Vector, Vector]:
-    """What was ever added, and what corrections took back of it: both only grow."""
+    """What was ever added, and what corrections took back of it: both only grow.
+
+    Raises ValueError as `net` does.
+    """
+    _check_readable(vector)
     added: Vector = {}
     taken: Vector = {}
     for family, cells in vector.items():
@@ -155,6 +165,11 @@ def superseded(vector: Vector) -> tuple[Vector, Vector]:
         else:
             added[family] = cells
     return added, taken
+
+
+def _check_readable(vector: Vector) -> None:
+    if UNREADABLE in vector:
+        raise ValueError(f"no key of counters: {next(iter(vector[UNREADABLE]))}")
 
 
 def value(vector: Increment, family: str, *labels: str) -> Number:
@@ -173,3 +188,17 @@ def decode_key(text: str) -> tuple[str, Labels]:
     """The family and labels of a stored key."""
     family, *labels = orjson.loads(text)
     return family, tuple(labels)
+
+
+@lru_cache(maxsize=65536)
+def known_key(text: str) -> tuple[str, Labels]:
+    """`decode_key`; a key that is none is one of the family UNREADABLE."""
+    try:
+        family, labels = decode_key(text)
+    except (ValueError, TypeError):
+        return UNREADABLE, (text,)
+    return (family, labels) if _are_texts(family, *labels) else (UNREADABLE, (text,))
+
+
+def _are_texts(*parts: Any) -> bool:
+    return all(type(part) is str for part in parts)

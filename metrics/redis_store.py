@@ -61,7 +61,7 @@ from urllib.parse import quote
 
 import orjson
 
-from .counters import Increment, Number, Vector, decode_key, encode_key, merge, value
+from .counters import Increment, Vector, encode_key, known_key, merge
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .exact import read_back, stored
 from .redis_link import ATTEMPTS, Call, Link, Script, promise, run, script
@@ -71,6 +71,8 @@ from .store import (
     Ahead,
     apply_rest,
     check_constants,
+    events_in,
+    read_constant,
     split,
     unheeded,
     with_created,
@@ -638,7 +640,7 @@ class RedisStore:
         if loaded.whole and not lost:
             state = self._mirror.foreseen().models.get(model)
             now = loaded.panes.get(_name(ALL_TIME), {})
-            lost = state is not None and value(state.all_time, "events") > value(now, "events")
+            lost = state is not None and events_in(state.all_time) > events_in(now)
         if lost:
             self._fallen[model] = loaded.known.epoch
         return lost
@@ -650,11 +652,11 @@ class RedisStore:
         for name, vector in loaded.panes.items():
             self._mirror.replace_pane(model, _pane(name), vector)
         for key, text in loaded.gauges:
-            time, number = text.split(" ")
+            time, _, number = text.partition(" ")
             gauge = Gauge(_number(number), _number(time))
-            self._mirror.set_gauge(model, decode_key(key), gauge)
+            self._mirror.set_gauge(model, known_key(key), gauge)
         if loaded.constants:
-            constants = {name: orjson.loads(text) for name, text in loaded.constants}
+            constants = {name: read_constant(text) for name, text in loaded.constants}
             self._mirror.set_constants(model, constants, replaced=constants)
         self._mirror.sequence += 1
         if loaded.known.epoch:
@@ -729,16 +731,10 @@ def _vector(flat: Sequence[str]) -> Vector:
     """The vector in a pane's hash."""
     vector: dict[str, Any] = {}
     for key, text in _pairs(flat):
-        family, labels = _decode(key)
-        try:
-            number: Any = text if "p" in text else _number(text)
-        except ValueError:
-            number = text
+        family, labels = known_key(key)
+        number = text if "p" in text else _number(text)
         vector.setdefault(family, {})[labels] = read_back(family, number)
     return vector
-
-
-_decode = lru_cache(maxsize=65536)(decode_key)
 
 
 def _vectors(delta: Delta) -> list[tuple[Increment, list[Pane]]]:
@@ -775,9 +771,15 @@ def _numbered(vectors: Iterable[tuple[Increment, list[Pane]]]) -> list[Any]:
     return numbered
 
 
-def _number(text: str) -> Number:
-    """The number of a stored text: a float bears a point or an exponent, an integer does not."""
-    return float(text) if "." in text or "e" in text or "n" in text else int(text)
+def _number(text: str) -> Any:
+    """The number of a stored text: a float bears a point or an exponent, an integer does not.
+
+    What is no number is left as it is: whoever renders its model raises.
+    """
+    try:
+        return float(text) if "." in text or "e" in text or "n" in text else int(text)
+    except ValueError:
+        return text
 
 
 def _json(constant: Any) -> str:

@@ -67,13 +67,12 @@ import time as clock
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from math import inf
 from typing import Any
 
 import orjson
 
-from .counters import Labels, Packed, decode_key, encode_key, value
+from .counters import UNREADABLE, Labels, Packed, encode_key, known_key
 from .errors import ConstantsDiffer, StoreUnavailable, StoreUnusable
 from .exact import read_back, stored
 from .sqlite_file import Change, Files, abandon, identity, write_again
@@ -95,6 +94,8 @@ from .store import (
     Ahead,
     apply_rest,
     check_constants,
+    events_in,
+    read_constant,
     split,
     unheeded,
     with_created,
@@ -609,10 +610,13 @@ class SQLiteStore:
         homes = {id: (model, Pane(*pane)) for id, model, *pane in panes}
         vectors: dict[int, dict[str, Any]] = {id: {} for id in homes}
         for id, key, number in counters:
-            family, labels = _known_key(key)
+            family, labels = known_key(key)
             vectors[id].setdefault(family, {})[labels] = read_back(family, number)
         for id, family, body in arrays:
-            vectors[id][family] = _array(orjson.loads(body))
+            try:
+                vectors[id][family] = _array(orjson.loads(body))
+            except (ValueError, TypeError, KeyError):
+                vectors[id].setdefault(UNREADABLE, {})[str(body),] = 0
         self._mirror.clear()
         self._recent.clear()
         self._folds.clear()
@@ -622,9 +626,9 @@ class SQLiteStore:
             self._ids[homes[id]] = id
             self._mirror.replace_pane(*homes[id], vector)
         for id, key, number, time in gauges:
-            self._mirror.set_gauge(homes[id][0], _known_key(key), Gauge(number, time))
+            self._mirror.set_gauge(homes[id][0], known_key(key), Gauge(number, time))
         for id, name, text in constants:
-            self._mirror.set_constants(homes[id][0], {name: orjson.loads(text)})
+            self._mirror.set_constants(homes[id][0], {name: read_constant(text)})
 
     # --- the fold ----------------------------------------------------------------------------
 
@@ -924,8 +928,7 @@ def _events(state: State, model: str) -> float:
     """The events of a model; -1 where it is unknown, 0 where no number is stored."""
     if model not in state.models:
         return -1
-    number = value(state.models[model].all_time, "events")
-    return number if isinstance(number, (int, float)) else 0
+    return events_in(state.models[model].all_time)
 
 
 def _select(
@@ -1018,12 +1021,12 @@ def _decode(text: str) -> Delta:
         for families in arrays:
             vector.update({family: _array(parts) for family, parts in families.items()})
         for key, number in numbers.items():
-            family, labels = _known_key(key)
+            family, labels = known_key(key)
             vector.setdefault(family, {})[labels] = read_back(family, number)
         delta.groups[model, tuple(Pane(*pane) for pane in panes)] = vector
     delta.dropped = [(model, Pane(*pane)) for model, pane in stored["dropped"]]
     for model, gauges in stored["gauges"].items():
-        delta.gauges[model] = {_known_key(key): Gauge(*gauge) for key, gauge in gauges.items()}
+        delta.gauges[model] = {known_key(key): Gauge(*gauge) for key, gauge in gauges.items()}
     return delta
 
 
@@ -1032,11 +1035,6 @@ def _array(parts: Sequence[Any]) -> Packed:
     from .histograms import from_parts
 
     return from_parts(*parts)
-
-
-@lru_cache(maxsize=65536)
-def _known_key(key: str) -> tuple[str, Labels]:
-    return decode_key(key)
 
 
 def _prepare(connection: sqlite3.Connection, path: str, journal: str) -> None:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
+import orjson
+
+from .counters import Increment, Number, value
 from .errors import ConfigurationError, ConstantsDiffer
 from .state import TAG, Delta, Entry, Mirror, RecordKey, State, total
 from .urls import redacted
@@ -25,6 +28,20 @@ PANES_AT_ONCE = 1000
 
 Ahead = Callable[[State], None]
 """Is told what `read` will give if a commit succeeds that is about to wait for that."""
+
+
+def read_constant(text: str | bytes) -> Any:
+    """The value of a stored constant; its text where that cannot be read."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return text if isinstance(text, str) else text.decode(errors="replace")
+
+
+def events_in(vector: Increment) -> Number:
+    """How many events a vector has; 0 where what is stored is no number."""
+    number = value(vector, "events")
+    return number if isinstance(number, (int, float)) else 0
 
 
 def unheeded(_: State) -> None:

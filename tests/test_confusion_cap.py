@@ -114,3 +114,23 @@ def test_rows_within_the_rest_are_told_apart_from_folded_cells(few: int) -> None
     assert few <= len(cells) <= few + 80
     assert cells[OTHER, OTHER] == ((truth >= 20) & (guess >= 20) & (truth != guess)).sum()
     fixed.app.close()
+
+
+def test_labels_of_a_row_that_count_as_one() -> None:
+    """Several labels a row are `__other__`: each of them is a row of it, right or wrong."""
+    rng = np.random.default_rng(6)
+    truth, guess = rng.integers(0, 2, (2, 400, 9))
+    fixed = Fixed(FEEDBACK_TASK="multilabel", FEEDBACK_MAX_CLASSES="3")
+    for at in range(0, 400, 10):
+        part = slice(at, at + 10)
+        fixed.send(truth[part].tolist(), guess[part].tolist())
+    state = fixed.app.read().models[MODEL]
+    view = model_view(MODEL, state, fixed.app.models.of(MODEL), fixed.now)
+    folded = {each["class"]: each for each in view["classes"]}[OTHER]
+    known = np.array([str(at) in {each["class"] for each in view["classes"]} for at in range(9)])
+    assert known.sum() == 3
+    negatives = truth[:, ~known] == 0
+    assert folded["specificity"] == pytest.approx((guess[:, ~known][negatives] == 0).mean())
+    assert view["scores"]["specificity_micro"] == pytest.approx((guess[truth == 0] == 0).mean())
+    assert "true_negatives_total{" in fixed.text()
+    fixed.app.close()

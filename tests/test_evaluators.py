@@ -565,7 +565,7 @@ def test_classes_past_the_cap_fold_after_right_and_wrong_are_told_apart() -> Non
     assert counters["true_positives"] == {**first, (OTHER,): 10}
     wide = run([[1] * 40], [[1] * 40], task="multilabel", max_classes=30).increment
     assert wide["true_positives"] == {**{(str(n),): 1 for n in range(30)}, (OTHER,): 10}
-    assert wide["cells"] == {(): 40}
+    assert wide["cells"] == {(): 40, (OTHER,): 10}
 
 
 def test_multilabel_counts_each_column() -> None:

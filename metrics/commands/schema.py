@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from ..bins import CALIBRATION_BINS, MAX_LOGIT_BIN
-from ..counters import LARGEST, SUPERSEDED, Labels, Number, add, value
+from ..counters import LARGEST, OTHER, SUPERSEDED, Labels, Number, add, value
 from ..errors import Refused
 from ..evaluators.regression import MAX_OUTPUTS, ZERO
 from ..evaluators.user_metrics import BUCKETS, KINDS, are_stored_tags, is_stored_name
@@ -197,7 +197,8 @@ _FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(
         ("events", "rows", "late", "rejected", "duplicates", "corrected"), Family(_is_count)
     ),
-    **dict.fromkeys(("probability_rows", "subset_hits", "cells"), Family(_is_count)),
+    **dict.fromkeys(("probability_rows", "subset_hits"), Family(_is_count)),
+    "cells": Family(_is_count, ((), (_one_of(OTHER),))),
     **dict.fromkeys(
         ("true_positives", "false_negatives", "false_positives"),
         Family(_is_count, ((_is_label,),)),

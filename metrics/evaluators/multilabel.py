@@ -1,12 +1,12 @@
 """Multilabel feedback: rows of zeros and ones, or of probabilities, each column a label.
 
 Families: true_positives|false_negatives|false_positives(label), subset_hits, cells (rows times
-labels).
+labels; of those that count as `__other__` also by themselves).
 """
 
 from __future__ import annotations
 
-from ..counters import NO_LABELS, Labels, Number
+from ..counters import NO_LABELS, OTHER, Labels, Number
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
@@ -49,7 +49,10 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
         subset += not wrong
     evaluation = Evaluation(rows=len(truth))
     evaluation.increment["subset_hits"] = {NO_LABELS: subset}
-    evaluation.increment["cells"] = {NO_LABELS: len(truth.flat)}
+    cells_of: dict[Labels, Number] = {NO_LABELS: len(truth.flat)}
+    if folded := keys.count(OTHER):
+        cells_of[OTHER,] = folded * len(truth)
+    evaluation.increment["cells"] = cells_of
     for family, cells in (
         ("true_positives", hits),
         ("false_negatives", misses),

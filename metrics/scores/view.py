@@ -122,8 +122,12 @@ class Scored:
         if self.task != "multilabel":
             rows = sum(hits + misses for hits, misses, _ in counts.values())
         mixed = self._mixed
+        rows_of = dict.fromkeys(counts, rows)
+        if self.task == "multilabel" and OTHER in counts:  # a row has several such labels
+            folded = int(value(self.vector, "cells", OTHER))
+            rows_of[OTHER] = max(folded, sum(counts[OTHER]))  # of older versions: not counted
         return [
-            Counts(name, hits, misses, alarms, rows, mixed.get(name, 0))
+            Counts(name, hits, misses, alarms, rows_of[name], mixed.get(name, 0))
             for name, (hits, misses, alarms) in sorted(
                 counts.items(), key=lambda item: self.naming.order(item[0])
             )
