@@ -21,10 +21,13 @@ MAX_UNSENT_BYTES = 1 << 26
 """Bytes of answers that wait to be taken, over all connections that do not keep up."""
 SPARE = 16
 """Connections past the limit, in which only probes are answered."""
-GRACE_SECONDS = 5.0
-"""How long a body may be slow while others wait for its share."""
-MIN_RATE = 1 << 18
-"""Bytes a second below which a body is slow."""
+MIN_PROGRESS = 1 << 18
+"""Bytes of a body that are to come from one sweep to the next, about a second later."""
+MAX_LAGS = 2
+"""Sweeps in a row that may find less before a body loses its share, while others wait for it.
+
+Sweeps are counted, not seconds: a loop that was busy for long has read nothing, either.
+"""
 YOUNG_SECONDS = 2.0
 """How long a connection is not taken for idle, since its request may be on the way."""
 SPARE_SECONDS = 5.0
@@ -170,14 +173,9 @@ class Connections:
         for connection, since in tuple(self._spare.items()):
             if now - since > SPARE_SECONDS:
                 connection.abort()
-        if self._claims:
-            for connection in tuple(self._shares):
-                progress = connection.progress(now)
-                if progress is None:
-                    continue
-                seconds, size = progress
-                if seconds > GRACE_SECONDS and size < seconds * MIN_RATE:
-                    connection.give_up(HTTPStatus.SERVICE_UNAVAILABLE)
+        for connection in tuple(self._shares):
+            if connection.lags(MIN_PROGRESS) >= MAX_LAGS and self._claims:
+                connection.give_up(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def stop(self) -> None:
         """Close each connection once what was read from it, or begun to be, is answered."""

@@ -148,6 +148,8 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes of bodies of more than a slice that are not answered yet."""
         self._granted = FREE_BODY
         """Bytes that the body under way may have."""
+        self._seen = self._lags = 0
+        """See `lags`."""
         self._sharing: Request | None = None
         """The request that has a share of the budget until its answer."""
         self._unsent = 0
@@ -389,6 +391,7 @@ class Connection(asyncio.BufferedProtocol):
             self._discard()
         elif self._pool.claim(self, size):
             self._granted = size
+            self._seen, self._lags = self._size, 0
         else:
             self._flags |= _STARVED
 
@@ -397,6 +400,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flags &= ~_STARVED
         self._granted = size
         self._moved = self._pool.now
+        self._seen, self._lags = self._size, 0
         if not self._pumping:
             self._pump(self._rest)
 
@@ -442,9 +446,16 @@ class Connection(asyncio.BufferedProtocol):
         self._release()
         self._begin()
 
-    def progress(self, now: float) -> tuple[float, int] | None:
-        """Seconds since the body under way began to arrive, and its bytes so far; else None."""
-        return (now - self._began, self._size) if self._reading else None
+    def lags(self, least: int) -> int:
+        """How many looks in a row found fewer than `least` more bytes of the body under way.
+
+        To be called at each look; the first comes after the body got its share of the budget.
+        """
+        if not self._reading:
+            return 0
+        self._lags = 0 if self._size - self._seen >= least else self._lags + 1
+        self._seen = self._size
+        return self._lags
 
     # --- answers -----------------------------------------------------------------------------
 
