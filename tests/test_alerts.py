@@ -566,10 +566,8 @@ def test_over_http(kind: Any, tmp_path: Path) -> None:
         answers = [server.feedback(f"e-{number}", MODEL, truth=0) for number in range(5)]
         types = [answer.attributes["type"] for answer in answers]
         assert types == [METRICS, METRICS, METRICS, f"{METRICS}.alert", METRICS]
-        assert server.feedback("e-3", MODEL, truth=0).attributes == {
-            **answers[3].attributes,
-            "time": server.feedback("e-3", MODEL, truth=0).attributes["time"],
-        }
+        again = server.feedback("e-3", MODEL, truth=0).attributes
+        assert {**again, "time": ""} == {**answers[3].attributes, "time": ""}
         view = server.get(f"/?model={MODEL}&format=json").json
         assert [each["state"] for each in view["alerts"]] == [FIRING, PENDING]
         page = server.get(f"/?model={MODEL}&format=html").text

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from metrics.counters import OTHER
+from metrics.counters import OTHER, Vector
 from metrics.evaluators import classification
+from metrics.model_settings import ModelSettings
 from metrics.scores import model_view
+from metrics.state import ModelState
+from metrics.windows import ALL_TIME
 from tests.test_exposition import Fixed
 
 MODEL = "seldon/iris/default/classifier"
@@ -134,3 +137,19 @@ def test_labels_of_a_row_that_count_as_one() -> None:
     assert view["scores"]["specificity_micro"] == pytest.approx((guess[truth == 0] == 0).mean())
     assert "true_negatives_total{" in fixed.text()
     fixed.app.close()
+
+
+def test_a_class_that_was_counted_by_its_name_and_by_its_column() -> None:
+    """A row of both, before the names were known, is one row of the class."""
+    vector: Vector = {
+        "false_negatives": {("b",): 2},
+        "false_positives": {("1",): 2},
+        "confusion": {("b", "1"): 2},
+    }
+    state = ModelState({ALL_TIME: vector}, {}, {"names": ["a", "b"]})
+    view = model_view(MODEL, state, ModelSettings(), 0.0)
+    assert {each["class"]: each.get("specificity") for each in view["classes"]} == {
+        "a": 1.0,
+        "b": None,
+    }
+    assert "cohen_kappa" not in view["scores"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from heapq import nsmallest
 from typing import Any
 
@@ -136,7 +136,9 @@ class Scored:
     @property
     def _mixed(self) -> dict[str, int]:
         """Class name -> rows whose truth and prediction are different classes of that name."""
-        cells = self.vector.get("confusion", {})
+        cells = self.vector.get("confusion")
+        if not cells:
+            return {}
         if not self._has_aliases:
             rows = int(cells.get((OTHER, OTHER), 0))
             return {OTHER: rows} if rows else {}
@@ -172,8 +174,8 @@ class Scored:
     def _has_aliases(self) -> bool:
         """Whether a class was counted by its name before its column was known."""
         families = ("false_negatives", "false_positives")
-        cells = [self.vector.get(family, {}) for family in families]
-        return any((name,) in each for each in cells for name in self.naming.names)
+        names = _as_labels(tuple(self.naming.names))
+        return not all(names.isdisjoint(self.vector.get(family, ())) for family in families)
 
     def top_confusions(self, most: int) -> list[tuple[tuple[str, str], int]]:
         """The largest cells off the diagonal; of equal ones the first by name."""
@@ -231,6 +233,11 @@ class Scored:
     def outputs(self) -> list[Output]:
         """The outputs of a regression, in order."""
         return outputs_of(self.vector)
+
+
+@lru_cache(maxsize=128)
+def _as_labels(names: tuple[str, ...]) -> frozenset[Labels]:
+    return frozenset((name,) for name in names)
 
 
 def score_vector(vector: Vector, task: str, settings: ModelSettings, naming: Naming) -> Scored:
