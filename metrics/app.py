@@ -22,6 +22,7 @@ import orjson
 from .background import report
 from .committer import Committer, Work
 from .config import KSERVE_PREDICTION_TYPE, Settings
+from .counters import Packed
 from .errors import ConfigurationError, Refused, TooLarge, Unavailable
 from .evaluators import Known, evaluate
 from .evaluators.classes import check_names
@@ -50,6 +51,8 @@ logger = logging.getLogger("metrics.app")
 LAPSE_RECORDS = 1000
 """Records that one step of housekeeping forgets, about."""
 
+PLACES_A_CELL = 8
+"""Places of an array that take about as long as one cell."""
 WIDE_CELLS = 4096
 """Counters of a model above which its view is made in a thread: about 10 ms."""
 
@@ -292,8 +295,7 @@ class App:
         """Whether a view of this state takes so long that the loop should not wait for it."""
         known = self._wide.get(model)
         if known is None or known[0] is not state:
-            cells = sum(map(len, state.all_time.values())) if state else 0
-            known = self._wide[model] = (state, cells > WIDE_CELLS)
+            known = self._wide[model] = (state, state is not None and _cells(state) > WIDE_CELLS)
         return known[1]
 
     def _answered(self, request: Request, verdict: Sequence[bool]) -> Response:
@@ -485,6 +487,14 @@ def _release(entries: Sequence[Entry]) -> None:
     """Let go of what the labels of events that are not committed hold of the caps."""
     for entry in entries:
         entry.release()
+
+
+def _cells(state: ModelState) -> int:
+    """How many cells a view is made of, about; places of arrays count as a fraction of one."""
+    return sum(
+        cells.size // PLACES_A_CELL if isinstance(cells, Packed) else len(cells)
+        for cells in state.all_time.values()
+    )
 
 
 def _waited(begin: Callable[[Tell], Response | None]) -> Response:

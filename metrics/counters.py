@@ -41,6 +41,11 @@ class Packed(Mapping[Labels, Number]):
 
     __slots__ = ()
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Places of the array: an upper bound of the number of cells, without a count."""
+
     @abstractmethod
     def copy(self) -> Packed:
         """The same, to be added to."""

@@ -80,6 +80,11 @@ class Histograms(Packed):
     def __len__(self) -> int:
         return int(np.count_nonzero(self.counts))
 
+    @property
+    def size(self) -> int:
+        """Places of the array."""
+        return int(self.counts.size)
+
     def items(self) -> ItemsView[Labels, Number]:
         """Labels and numbers, at once."""
         return self.plain().items()
