@@ -99,13 +99,18 @@ class LabelsInUse:
         None where all of them are; else what is to be released once the event is committed or
         refused. `labels` is what `of` gave for it. Raises Refused for a model too many.
         """
+        known = self._known.get(model)
+        settled = known is not None and known.kinds is labels and known.state and not known.reserved
+        metrics = _metrics_in(gauges)
+        plain = settled and not (segments or metrics) and isinstance(increment, Compact)
+        if plain and increment.classes() <= labels.get("class", _NONE):  # type: ignore[union-attr]
+            return None  # as of most events
         found = _labels_in(increment)
         if segments:
             found["segment"] = set(segments)
-        if gauges:
-            found.setdefault("metric", set()).update(_metrics_in(gauges))
-        known = self._known.get(model)
-        if known is not None and known.kinds is labels and known.state and not known.reserved:
+        if metrics:
+            found.setdefault("metric", set()).update(metrics)
+        if settled:
             for kind, fresh in found.items():
                 if not fresh <= labels.get(kind, _NONE):
                     break
