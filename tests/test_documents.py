@@ -22,11 +22,13 @@ from metrics import (
     http1,
     models_file,
     pages,
+    payload,
     replies,
     server_stats,
 )
 from metrics.app import App
 from metrics.cli import COMMANDS
+from metrics.commands import export
 from metrics.config import FEEDBACK_TYPE, PREDICTION_TYPE, SETTINGS
 from metrics.scores import model_view
 from metrics.scores.classification import averages
@@ -338,6 +340,19 @@ def test_everything_in_a_metrics_event_is_documented(rich: Rich) -> None:
     assert members == set(_named("".join(row[0] for row in _rows(data.partition("\n\n")[0]))))
     named = {name for _, found in emitted for name in found["increment"]}
     assert {name for name in named if name[0] != "-"} == set(_first_column(families))
+
+
+def test_every_counted_family_can_be_imported(rich: Rich) -> None:
+    """A family that an evaluator counts is one that `import` knows."""
+    state = rich.app.read()
+    assert export.load(export.dump(state, "id", NOW)).models.keys() == state.models.keys()
+
+
+def test_every_payload_form_is_documented() -> None:
+    """Those of a message, and those of Seldon's data."""
+    section = _section("view-and-events.md", "Requests")
+    forms = {f"data.{name}" for name in payload._DATA_FORMS} | payload._MESSAGE_FORMS.keys()
+    assert [form for form in forms - {"data"} if f"`{form}`" not in section] == []
 
 
 def test_everything_in_an_alert_event_is_documented(rich: Rich) -> None:
