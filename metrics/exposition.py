@@ -1,7 +1,7 @@
 """State -> Prometheus: a collector (client_python's custom collectors), never instrumentation.
 
-Families are listed in the README. The ancestor's are last: they keep its labels and its counting
-rule, in which a correct multiclass row is also a true negative of its own class.
+Families are listed in docs/reference/series.md. The ancestor's are last: they keep its labels and
+its counting rule, in which a correct multiclass row is also a true negative of its own class.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import orjson
 
 from .background import report
 from .config import Settings
-from .counters import Compact, Increment, merge
+from .counters import SUPERSEDED, Compact, Increment, merge
 from .errors import Refused, Unauthorized, Unavailable, Unreadable, status_of
 from .events import (
     BATCH,
@@ -48,8 +48,9 @@ MAX_ORIGINS = 4096
 
 _NAMESPACE, _DEPLOYMENT, _PREDICTOR, _MODEL = IDENTITY
 _SHARED = frozenset(IDENTITY)
+_HISTOGRAMS = ("scores", "calibration_rows", "calibration_hits", "calibration_confidence")
 _HIDDEN = frozenset(
-    {"scores", "calibration_rows", "calibration_hits", "calibration_confidence", "absolute_errors"}
+    prefix + family for prefix in ("", SUPERSEDED) for family in (*_HISTOGRAMS, "absolute_errors")
 )
 """Families of histograms, which an emitted event's `increment` leaves out."""
 

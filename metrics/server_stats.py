@@ -21,7 +21,7 @@ COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 """Upper bounds of events in a transaction."""
 ERROR_KINDS = (
-    *("busy", "full", "readonly", "corrupt", "foreign", "io"),
+    *("busy", "full", "readonly", "corrupt", "foreign", "moved", "io"),
     *("unreachable", "timeout", "auth", "oom", "loading", "durability", "contended"),
     *("bug", "other"),
 )

@@ -437,7 +437,10 @@ def test_a_correction_replaces_the_truth(function: Function) -> None:
     function.now += 3000
     answer = tell(app, "r", [2, 1], id="correction")
     assert answer.status == 200
-    assert json.loads(answer.body)["increment"]["corrected"] == 1
+    increment = json.loads(answer.body)["increment"]
+    assert increment["corrected"] == 1
+    assert "-log_loss" in increment  # histograms are left out, taken back or not
+    assert not {"scores", "-scores", "-calibration_rows"} & increment.keys()
     assert tell(app, "r", [2, 1], id="correction").status == 200  # redelivered
     for name, rows in (("all", 4), ("10m", 0), ("1d", 4)):
         assert view(app, name)["rows"] == rows

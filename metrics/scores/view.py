@@ -406,7 +406,7 @@ def model_view(
     segments: bool = False,
     curves: bool = False,
 ) -> dict[str, Any]:
-    """One model as JSON, for the API and the emitted event; see design.md for its members.
+    """One model as JSON, for the API and the emitted event; see docs/reference/view-and-events.md.
 
     With `curves` it has the ROC curve of a model of two classes, which emitted events leave out.
     """
