@@ -32,9 +32,10 @@ from .ignored import Ignored
 from .isolation import Isolation
 from .joins import PREDICTION, TRUTH, WHOLE, Case, Joins, prediction_of
 from .labels import UNKNOWN, LabelsInUse, segments_of
+from .large_bodies import MIN_BODY, LargeBodies, LargeEvent, LargeFeedback
 from .models_file import ModelsFile
 from .outbox import Alert, Outbox
-from .payload import Feedback, dump_json
+from .payload import dump_json
 from .replies import EMPTY, Replies, Response, problem
 from .server_stats import ServerStats
 from .state import TAG, Constants, Entry, Gauge, GaugeKey, ModelState, State, home_of
@@ -55,6 +56,9 @@ PLACES_A_CELL = 8
 """Places of an array that take about as long as one cell."""
 WIDE_CELLS = 4096
 """Counters of a model above which its view is made in a thread: about 10 ms."""
+
+MANY_REPLIES = 200
+"""Events of a batch whose replies are made in a thread: about 10 ms."""
 
 _LAST_EVENT: GaugeKey = ("last_event", ())
 
@@ -133,6 +137,7 @@ class App:
             self.watch.after if self.watch else None,
             self.watch.tick if self.outbox and self.watch else None,
         )
+        self.large_bodies = LargeBodies()
         self._ignored = Ignored(settings, self.stats.ignored)
         self._accepted = settings.accept_types
         if self.joins:
@@ -150,7 +155,9 @@ class App:
 
     def close(self) -> None:
         """Commit what is queued, send the last summaries, and release the store."""
+        self.large_bodies.interrupt()  # what it does now, nobody waits for any more
         committed = self.committer.close()
+        self.large_bodies.close()
         for each in self.before_closing:
             each()
         if self.sink is not None:
@@ -285,9 +292,11 @@ class App:
         request.tell(lambda: response)
 
     def _shows_wide(self, request: Request) -> bool:
-        """Whether the answer shows a model of many cells."""
+        """Whether the answer shows a model of many cells, or very many events."""
         if self.sink is not None or self.settings.reply == "off":
             return False
+        if len(request.entries) > MANY_REPLIES:
+            return True
         models = self.store.read().models
         return any(self._is_wide(entry.model, models.get(entry.model)) for entry in request.entries)
 
@@ -316,7 +325,13 @@ class App:
         """
         if len(body) > self.settings.max_body:
             raise TooLarge("data", f"{len(body)} bytes; at most {self.settings.max_body} are taken")
-        events, is_batch = read_events(headers, body)
+        if len(body) < MIN_BODY:
+            return self._taken(*read_events(headers, body), tell)
+        with self.large_bodies.reading(headers, body, self.joins is not None) as (events, is_batch):
+            return self._taken(events, is_batch, tell)
+
+    def _taken(self, events: Sequence[Event], is_batch: bool, tell: Tell) -> Request:
+        """The events of a request, evaluated. Raises Refused."""
         request = Request(self, tell, [], [], is_batch)
         arrival = self.now()
         ignored = []
@@ -371,10 +386,16 @@ class App:
                 feedback = event.feedback()
             else:
                 feedback = prediction_of(event.json(), event.budget)
+                if isinstance(event, LargeEvent):
+                    feedback.raw = event.place.raw("response")
             request = event.extensions.get("requestid") or feedback.puid
             digest = event.digest
             if request and self.settings.dedup_by == "request":
-                digest = _digest(model, request, is_feedback, feedback)
+                if isinstance(event, LargeEvent):
+                    said = event.said()
+                else:
+                    said = dump_json(dict(feedback.raw), "data", orjson.OPT_SORT_KEYS)
+                digest = _digest(model, request, is_feedback, said)
             case = Case(model, digest, event.time, arrival, event.extensions, feedback)
             if self.joins is not None:
                 half = feedback.prediction or feedback.truth
@@ -400,7 +421,11 @@ class App:
         model, digest, time, arrival, extensions, feedback = case
         settings = self.models.of(model)
         labels = self.labels.of(model)
-        evaluation = evaluate(feedback, settings, Known(constants, labels))
+        known = Known(constants, labels)
+        if type(feedback) is LargeFeedback:
+            evaluation = feedback.evaluate(settings, known)
+        else:
+            evaluation = evaluate(feedback, settings, known)
         time = arrival if time is None else min(time, arrival)
         placement = place(time, arrival, settings.windows)
         if placement.late:
@@ -506,8 +531,7 @@ def _waited(begin: Callable[[Tell], Response | None]) -> Response:
     return answer
 
 
-def _digest(model: str, request: str, is_feedback: bool, feedback: Feedback) -> bytes:
-    """16 bytes that stand for a request and what was said of it, whatever the event's id."""
-    said = dump_json(dict(feedback.raw), "data", orjson.OPT_SORT_KEYS)
+def _digest(model: str, request: str, is_feedback: bool, said: bytes) -> bytes:
+    """16 bytes that stand for a request and what was `said` of it, whatever the event's id."""
     head = orjson.dumps((home_of(model), request, is_feedback))
     return blake2b(head + said, digest_size=16).digest()

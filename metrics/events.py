@@ -93,17 +93,11 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
 
     `headers` have lower-case names. Raises Refused, which names the attribute at fault.
     """
-    content_type = _media_type(headers.get("content-type", ""))
+    content_type = media_type(headers.get("content-type", ""))
     if content_type == STRUCTURED:
-        return [_structured(load_json(body, "data"), "", Budget(len(body)))], False
+        return [structured(load_json(body, "data"), "", Budget(len(body)))], False
     if content_type == BATCH:
-        batch = load_json(body, "data")
-        if type(batch) is not list:
-            raise Refused("data", "a batch must be a JSON array of events")
-        if len(batch) > MAX_BATCH:
-            raise TooLarge("data", f"{len(batch)} events; at most {MAX_BATCH} are taken in a batch")
-        budget = Budget(len(body))
-        return [_structured(each, f"[{at}].", budget) for at, each in enumerate(batch)], True
+        return read_batch(body), True
     if content_type.startswith("application/cloudevents"):
         raise Refused("content-type", f"{one_line(content_type, 60)!r}: only JSON is read")
     attributes: dict[str, str] = {}
@@ -123,8 +117,20 @@ def read_events(headers: Mapping[str, str], body: bytes) -> tuple[list[Event], b
     return [_event(attributes, text, "ce-", body)], False
 
 
+def read_batch(body: bytes) -> list[Event]:
+    """The events of a batch. Raises Refused, which names the event and its attribute at fault."""
+    batch = load_json(body, "data")
+    if type(batch) is not list:
+        raise Refused("data", "a batch must be a JSON array of events")
+    if len(batch) > MAX_BATCH:
+        raise TooLarge("data", f"{len(batch)} events; at most {MAX_BATCH} are taken in a batch")
+    budget = Budget(len(body))
+    return [structured(each, f"[{at}].", budget) for at, each in enumerate(batch)]
+
+
 @lru_cache(maxsize=64)
-def _media_type(content_type: str) -> str:
+def media_type(content_type: str) -> str:
+    """The media type that a Content-Type header names, without its parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
@@ -142,7 +148,8 @@ def _attribute(header: str) -> str:
     return name
 
 
-def _structured(value: Any, where: str, budget: Budget) -> Event:
+def structured(value: Any, where: str, budget: Budget) -> Event:
+    """A decoded event of structured mode; `where` goes before what is at fault. Raises Refused."""
     if type(value) is not dict:
         raise Refused(where.rstrip(".") or "data", "an event must be a JSON object")
     attributes: dict[str, str] = {}

@@ -244,7 +244,7 @@ class Joins:
                 int(half.written),  # nothing depends on less than a second, and it is many bytes
                 case.time,
                 prediction,
-                (truth.flat, truth.width, truth.names) if truth.rows else 0,
+                (list(truth.flat), truth.width, truth.names) if truth.rows else 0,
                 more or 0,
             ),
             "data",
@@ -357,7 +357,7 @@ def _packed(values: Values | None) -> tuple[Any, bytes]:
     if values.flat and set(map(type, values.flat)) == {float}:
         head = (0, values.width, values.names) if values.names else values.width
         return head, array("d", values.flat).tobytes()
-    return (values.flat, values.width, values.names), b""
+    return (list(values.flat), values.width, values.names), b""
 
 
 def _unpacked(prediction: Any, doubles: bytes) -> Values | None:

@@ -10,6 +10,8 @@ result or its proper error.
 from __future__ import annotations
 
 import re
+from array import array
+from collections.abc import Callable
 from itertools import chain
 from struct import error, pack, unpack_from
 from typing import Any
@@ -23,7 +25,7 @@ _MIN_ARRAY = 1 << 16
 _MAX_SHARED = 10_000
 """Distinct scalars of an array that are made one object each."""
 
-_STARTS = re.compile(rb'"(?:ndarray|predictions|data)"\s*:\s*\[')
+_STARTS = re.compile(rb'"(?:ndarray|predictions|data|values|[a-z0-9]+(?:_v|V)al)"\s*:\s*\[')
 _ROWS_END = re.compile(rb"\]\s*\]")
 _BLANK = b" \t\r\n"
 _MARK = "\0large array "
@@ -31,25 +33,42 @@ _KINDS = {int, float}
 _NUMBERS = ({int}, {float}, _KINDS)
 
 
+Loads = Callable[[bytes], Any]
+"""Decodes JSON as `orjson.loads` does."""
+
+
 class LargeArray:
     """An array of N scalars (`width` 0), or of N rows of `width` scalars."""
 
-    __slots__ = ("doubles", "flat", "numeric", "width")
+    __slots__ = ("doubles", "flat", "is_rows", "numeric", "width")
 
     def __init__(self) -> None:
         self.width = 0
-        self.flat: list[Any] | None = None
-        """The scalars; None where it is enough to know them as doubles."""
+        self.is_rows = False
+        """Whether each scalar, or some of them, are a list of their own."""
+        self.flat: list[Any] | array[int] | None = None
+        """The scalars; None where it is enough to know them as doubles.
+
+        Whole numbers that are not too large are an array.
+        """
         self.doubles: bytes | bytearray | None = None
         """The scalars as doubles, where all are numbers; None for whole ones that may be labels."""
         self.numeric = True
+
+    def scalars(self) -> Any:
+        """The scalars, as far as types matter: a list or an array."""
+        if self.flat is not None:
+            return self.flat
+        numbers = array("d")
+        numbers.frombytes(self.doubles or b"")
+        return numbers
 
 
 class _OtherForm(Exception):
     """Raised within this module where a body must be read as a whole."""
 
 
-def load(body: bytes) -> Any:
+def load(body: bytes, loads: Loads = orjson.loads) -> Any:
     """The JSON value in `body` with long arrays as `LargeArray`; None where that cannot be told."""
     arrays: list[LargeArray] = []
     parts: list[bytes] = []
@@ -68,7 +87,7 @@ def load(body: bytes) -> Any:
             arrays.append(array.result)
         if not arrays:
             return None
-        value = orjson.loads(b"".join([*parts, body[end:]]))
+        value = loads(b"".join([*parts, body[end:]]))
         missing = dict(enumerate(arrays))
         _fill(value, missing)
         return None if missing else value
@@ -98,6 +117,7 @@ class _Reader:
         self.result = LargeArray()
         head = body[at : at + 64].lstrip(_BLANK)
         self._rows = head.startswith(b"[")
+        self.result.is_rows = self._rows
         self._doubles = bytearray()
         self._width = 0
         self._kinds: set[type] = set()
@@ -174,8 +194,14 @@ class _Reader:
         if self._is_typed and self._kinds != {float}:
             if result.flat is None:  # whatever came before are floats
                 count = max(0, len(self._doubles) // 8 - len(items))
-                result.flat = list(unpack_from(f"{count}d", self._doubles))
-            result.flat += self._shared(items)
+                before = unpack_from(f"{count}d", self._doubles)
+                result.flat = list(before) if before else array("B")
+            if isinstance(result.flat, array) and self._kinds == {int}:
+                result.flat = _longer(result.flat, items)
+            else:
+                if isinstance(result.flat, array):
+                    result.flat = result.flat.tolist()
+                result.flat.extend(self._shared(items))
 
     def _shared(self, items: list[Any]) -> list[Any]:
         """The items, equal ones as one object where there are few distinct ones."""
@@ -189,3 +215,15 @@ class _Reader:
         """Settle what is kept."""
         if self.result.numeric and self._doubles:
             self.result.doubles = self._doubles
+
+
+def _longer(numbers: array[int], items: list[int]) -> array[int] | list[int]:
+    """An array with more whole numbers, or a list where one is too large."""
+    try:
+        more = array(numbers.typecode, items)
+    except OverflowError:
+        if numbers.typecode == "B":
+            return _longer(array("i", numbers), items)
+        return [*numbers, *items]
+    numbers.extend(more)
+    return numbers

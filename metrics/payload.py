@@ -10,6 +10,7 @@ the evaluators' business. Whatever cannot be read raises `Refused`, which names 
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -67,12 +68,9 @@ class Feedback:
 
 def decode(body: bytes) -> Feedback:
     """The feedback in `body` (JSON). Raises Refused, which names the offending field."""
-    event = large_arrays.load(body) if len(body) >= large_arrays.MIN_BODY else None
-    if event is None:
-        event = load_json(body, "data")
-    feedback = parse(event, Budget(len(body)))
+    feedback = parse(load_large(body, "data"), Budget(len(body)))
     if len(body) >= _LARGE:
-        feedback.raw = _Again(body)
+        feedback.raw = Again(body)
     return feedback
 
 
@@ -80,30 +78,55 @@ _LARGE = 4096
 """Bytes of an event from which its decoded form is not kept while it waits for its commit."""
 
 
-class _Again(Mapping[str, Any]):
-    """A JSON object that is decoded whenever it is looked at."""
+class Again(Mapping[str, Any]):
+    """A JSON object that is decoded whenever it is looked at.
 
-    def __init__(self, body: bytes) -> None:
+    It is the data of a structured event where `is_structured`, and a member of the object where
+    `under` names that.
+    """
+
+    def __init__(self, body: bytes, is_structured: bool = False, under: str = "") -> None:
         self._body = body
+        self._is_structured = is_structured
+        self._under = under
+
+    def _decoded(self) -> Any:
+        value = orjson.loads(self._body)
+        if self._is_structured:
+            coded = value.get("data_base64")
+            value = value["data"] if coded is None else orjson.loads(b64decode(coded))
+        return {self._under: value} if self._under else value
 
     def __getitem__(self, name: str) -> Any:
-        return orjson.loads(self._body)[name]
+        return self._decoded()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(orjson.loads(self._body))
+        return iter(self._decoded())
 
     def __len__(self) -> int:
-        return len(orjson.loads(self._body))
+        return len(self._decoded())
 
 
-def load_json(body: bytes | str, where: str) -> Any:
+def load_json(body: bytes | str, where: str, loads: Callable[[Any], Any] = orjson.loads) -> Any:
     """The JSON value in `body`. Raises Refused, naming `where`; NaN and Infinity are no JSON."""
     if not body:
         raise Refused(where, "empty; feedback is a JSON object with truth and response")
     try:
-        return orjson.loads(body)
+        return loads(body)
     except orjson.JSONDecodeError as error:
         raise Refused(where, f"not JSON: {one_line(str(error))}") from None
+
+
+def load_large(text: bytes, where: str) -> Any:
+    """`load_json`, with long arrays as `LargeArray`. Raises Refused, naming `where`."""
+    if len(text) < large_arrays.MIN_BODY:
+        return load_json(text, where)
+    value = large_arrays.load(text, loads)
+    return load_json(text, where, loads) if value is None else value
+
+
+loads: Callable[[Any], Any] = orjson.loads
+"""How large JSON is decoded: replaced in a process whose memory is limited."""
 
 
 def dump_json(value: Any, where: str, option: int = 0) -> bytes:
@@ -201,7 +224,7 @@ def _text(value: Any, where: str, _: Budget) -> Values:
 
 
 def _binary(value: Any, where: str, budget: Budget) -> Values:
-    return _any_json(load_json(base64_bytes(value, where), where), where, budget)
+    return _any_json(load_large(base64_bytes(value, where), where), where, budget)
 
 
 # --- meta -----------------------------------------------------------------------------------

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import binascii
 import re
+from array import array
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from math import prod
 from struct import pack, unpack
 from typing import Any
 
 from .errors import Refused
-from .values import Budget, Values, read_array, shape_of, shaped
+from .large_arrays import LargeArray
+from .values import Budget, Values, read_array, reshaped, shape_of, shaped
 
 _DECIMAL = re.compile("-?[0-9]{1,20}")
 
@@ -43,24 +46,34 @@ def _output(output: Mapping[str, Any], where: str) -> Values:
     data = output["data"]
     shape = output.get("shape")
     values = read_array(data, f"{where}.data")
-    fits = set(map(type, values.flat)) == {str} if datatype == "BYTES" else values.numeric
-    if not fits or (datatype == "BOOL" and not set(values.flat) <= {0, 1}):
+    if datatype == "BYTES":
+        fits = not values.numeric and set(map(type, values.flat)) == {str}
+    else:
+        fits = values.numeric
+    if not fits or (datatype == "BOOL" and not values.among({0, 1})):
         raise Refused(f"{where}.data", f"is not of datatype {datatype}")
     if datatype not in _FLOAT_DATATYPES and values.numeric and not values.integral():
         raise Refused(f"{where}.data", f"has a fraction, which datatype {datatype} has not")
     if shape is not None:
         dims = shape_of(shape, f"{where}.shape")
-        values = shaped(values.flat, dims, f"{where}.data")
+        values = reshaped(values, dims, f"{where}.data")
     return values
 
 
 def read_tensor(tensor: Any, where: str, _: Budget) -> Values:
     """Seldon's `tensor`: a shape and values. Raises Refused."""
-    if type(tensor) is not dict or type(tensor.get("values")) is not list:
+    if type(tensor) is not dict or type(tensor.get("values")) not in (list, LargeArray):
         raise Refused(where, "must be an object with shape and values")
     flat = tensor["values"]
-    dims = shape_of(tensor.get("shape", [len(flat)]), f"{where}.shape")
-    values = shaped(flat, dims, f"{where}.values")
+    if type(flat) is LargeArray:
+        values = read_array(flat, f"{where}.values")
+        if flat.is_rows:
+            raise Refused(f"{where}.values", "has more than one dimension")
+        dims = shape_of(tensor.get("shape", [values.rows]), f"{where}.shape")
+        values = reshaped(values, dims, f"{where}.values")
+    else:
+        dims = shape_of(tensor.get("shape", [len(flat)]), f"{where}.shape")
+        values = shaped(flat, dims, f"{where}.values")
     if not values.numeric:
         raise Refused(f"{where}.values", "must be numbers")
     return values
@@ -85,19 +98,29 @@ def read_tftensor(tensor: Any, where: str, budget: Budget) -> Values:
     if tensor.get("tensor_content"):
         if not code:
             raise Refused(f"{where}.tensor_content", f"cannot hold {kind}")
-        return shaped(
-            _unpack(tensor["tensor_content"], code, f"{where}.tensor_content"), dims, where
-        )
+        content = _unpack(tensor["tensor_content"], code, f"{where}.tensor_content")
+        if isinstance(content, LargeArray):
+            return reshaped(read_array(content, where), dims, where)
+        return shaped(content, dims, where)
     flat = tensor.get(name)
-    if type(flat) is not list or not flat:
+    if type(flat) is LargeArray and not flat.is_rows:
+        flat = flat.scalars()
+    elif type(flat) is not list or not flat:
         raise Refused(f"{where}.{name}", f"missing, and so is tensor_content; dtype is {kind}")
     try:
-        flat = [convert(value) for value in flat]
+        if len(flat) >= _LONG and convert in (_number, _half, _bfloat16):
+            flat = array("d", map(convert, flat))
+        else:
+            flat = [convert(value) for value in flat]
     except (TypeError, ValueError, OverflowError, binascii.Error):
         raise Refused(f"{where}.{name}", f"holds something that is no {kind}") from None
     if len(flat) < size:
         budget.take(size - len(flat), f"{where}.{name}")
-        flat += [flat[-1]] * (size - len(flat))
+        flat.extend(repeat(flat[-1], size - len(flat)))
+    if type(flat) is array:
+        long = LargeArray()
+        long.doubles = flat.tobytes()
+        return reshaped(read_array(long, f"{where}.{name}"), dims, f"{where}.{name}")
     return shaped(flat, dims, f"{where}.{name}")
 
 
@@ -116,14 +139,23 @@ def _tf_dims(shape: Any, where: str) -> list[int]:
     return shape_of(sizes, where)
 
 
-def _unpack(content: Any, code: str, where: str) -> list[Any]:
+_LONG = 1 << 16
+"""Numbers of a tensor that are not made objects of, where they may stay doubles."""
+
+
+def _unpack(content: Any, code: str, where: str) -> list[Any] | LargeArray:
     import numpy as np  # only tensors of raw bytes pay for it
 
     raw = base64_bytes(content, where)
     kind = np.dtype(code)
     if len(raw) % kind.itemsize:
         raise Refused(where, f"{len(raw)} bytes are no whole number of {kind} values")
-    values: list[Any] = np.frombuffer(raw, kind).tolist()
+    numbers = np.frombuffer(raw, kind)
+    if len(numbers) >= _LONG and kind.kind == "f":
+        long = LargeArray()
+        long.doubles = numbers.astype(np.float64).tobytes()
+        return long
+    values: list[Any] = numbers.tolist()
     return values
 
 

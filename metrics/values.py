@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import struct
+from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite, prod
-from struct import pack, unpack, unpack_from
+from struct import pack, unpack_from
 from typing import TYPE_CHECKING, Any
 
 from .errors import Refused
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 MAX_LABEL = 256
 """Characters of a class label, a class name or any other text that becomes a label."""
 
+PART = 1 << 16
+"""Scalars that are looked at together, so that intermediate results stay small."""
+
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUMBERS = frozenset({int, float, bool})
 
@@ -35,7 +40,8 @@ class Values:
 
     field: str
     """Where they stood in the event, for error messages."""
-    flat: list[Any]
+    flat: Any
+    """A list, or an array where they are very many."""
     width: int
     numeric: bool
     """Whether no scalar is a string."""
@@ -48,7 +54,7 @@ class Values:
     def __init__(  # by hand: every event has two of them
         self,
         field: str,
-        flat: list[Any],
+        flat: Any,
         width: int,
         numeric: bool,
         names: tuple[str, ...] | None = None,
@@ -62,6 +68,20 @@ class Values:
         self.doubles = doubles
         self.rows = len(flat) // width if width else len(flat)
 
+    @classmethod
+    def of_doubles(
+        cls,
+        field: str,
+        doubles: bytes | bytearray,
+        width: int,
+        names: tuple[str, ...] | None = None,
+    ) -> Values:
+        """Very many numbers that are no labels: no object is made of each."""
+        values = cls(field, [], width, True, names, doubles)
+        values.rows = len(doubles) // 8 // (width or 1)
+        values.forget()
+        return values
+
     def __len__(self) -> int:
         return self.rows
 
@@ -69,16 +89,35 @@ class Values:
         """`flat` of many rows that `forget` left as doubles."""
         if name != "flat" or self.doubles is None:
             raise AttributeError(name)
-        self.flat = list(unpack(f"{len(self.doubles) // 8}d", self.doubles))
+        numbers = array("d")
+        numbers.frombytes(self.doubles)
+        self.flat = numbers if len(numbers) > PART else numbers.tolist()
         return self.flat
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what `forget` left out."""
+        state = {name: getattr(self, name) for name in self.__slots__ if name != "flat"}
+        with suppress(AttributeError):
+            state["flat"] = object.__getattribute__(self, "flat")
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def forget(self) -> None:
         """Let go of the scalars but for their doubles: many events wait for one commit."""
         del self.flat
 
-    def row(self, index: int) -> list[Any]:
+    def among(self, few: set[Any]) -> bool:
+        """Whether every scalar is one of a few."""
+        flat: Sequence[Any] = self.flat
+        return all(set(flat[at : at + PART]) <= few for at in range(0, len(flat), PART))
+
+    def row(self, index: int) -> Sequence[Any]:
         """The numbers of one row; only where `width` > 0."""
-        return self.flat[index * self.width : (index + 1) * self.width]
+        row: Sequence[Any] = self.flat[index * self.width : (index + 1) * self.width]
+        return row
 
     def first(self) -> Sequence[Any]:
         """The numbers of the first row; only where `width` > 0."""
@@ -92,8 +131,9 @@ class Values:
         """Whether no number has a fraction, however it is written; only where `numeric`."""
         if self.doubles is None:
             return all(type(number) is not float or number.is_integer() for number in self.flat)
-        numbers = self.matrix()
-        return bool((numbers == numbers.round()).all())
+        numbers = self.matrix().ravel()
+        parts = (numbers[at : at + PART] for at in range(0, len(numbers), PART))
+        return all(bool((part == part.round()).all()) for part in parts)
 
     def as_one_row(self) -> Values:
         """The same scalars read as a single row (the ancestor's flat one-hot lists)."""
@@ -103,14 +143,21 @@ class Values:
         """(N, K) float64; only where `numeric`. Imports numpy, which one row need not wait for."""
         import numpy as np
 
-        doubles = _doubles(self.flat) if self.doubles is None else self.doubles
-        return np.frombuffer(doubles, np.float64).reshape(len(self), self.width or 1)
+        if self.doubles is not None:
+            numbers = np.frombuffer(self.doubles, np.float64)
+        elif isinstance(self.flat, array):
+            numbers = np.array(self.flat, np.float64)
+        else:
+            numbers = np.frombuffer(_doubles(self.flat), np.float64)
+        return numbers.reshape(len(self), self.width or 1)
 
     def finite(self) -> bool:
         """Whether no number is NaN or infinite; like `matrix` only where `numeric`, with numpy."""
         import numpy as np
 
-        return bool(np.isfinite(self.matrix()).all())
+        numbers = self.matrix().ravel()
+        parts = (numbers[at : at + PART] for at in range(0, len(numbers), PART))
+        return all(bool(np.isfinite(part).all()) for part in parts)
 
 
 class Budget:
@@ -185,14 +232,15 @@ def read_array(value: Any, where: str, _: Budget = NO_BUDGET) -> Values:
     return values
 
 
-def _large(array: LargeArray, where: str) -> Values:
-    values = Values(where, array.flat or [], array.width, array.numeric, None, array.doubles)
-    if array.doubles is not None:
-        values.rows = len(array.doubles) // 8 // (array.width or 1)
-        if array.flat is None:
-            values.forget()
-        if not values.finite():
-            raise Refused(where, "has a number that is not finite")
+def _large(long: LargeArray, where: str) -> Values:
+    if long.doubles is None:
+        return Values(where, long.flat, long.width, long.numeric)
+    if long.flat is None:
+        values = Values.of_doubles(where, long.doubles, long.width)
+    else:
+        values = Values(where, long.flat, long.width, long.numeric, None, long.doubles)
+    if not values.finite():
+        raise Refused(where, "has a number that is not finite")
     return values
 
 
@@ -233,15 +281,30 @@ def flat_values(flat: list[Any], where: str, width: int = 0) -> Values:
 
 def shaped(flat: list[Any], dims: Sequence[int], where: str) -> Values:
     """`flat` laid out as `dims`; dimensions of 1 beyond the first are dropped. Raises Refused."""
-    if prod(dims) != len(flat):
+    return flat_values(flat, where, _width(len(flat), dims, where))
+
+
+def reshaped(values: Values, dims: Sequence[int], where: str) -> Values:
+    """`values` laid out as `shaped` lays out a list. Raises Refused."""
+    if values.doubles is None:
+        return shaped(list(values.flat), dims, where)
+    width = _width(len(values.doubles) // 8, dims, where)
+    values.width = width
+    values.rows = len(values.doubles) // 8 // (width or 1)
+    return values
+
+
+def _width(size: int, dims: Sequence[int], where: str) -> int:
+    """The width of rows of so many scalars in all; 0 for no rows. Raises Refused."""
+    if prod(dims) != size:
         shape = one_line("×".join(map(str, dims)), 60) or "a scalar"
-        raise Refused(where, f"{len(flat)} values for the shape {shape}")
-    if not flat:
+        raise Refused(where, f"{size} values for the shape {shape}")
+    if not size:
         raise Refused(where, "has no rows")
-    rest = [size for size in dims[1:] if size != 1]
+    rest = [each for each in dims[1:] if each != 1]
     if len(rest) > 1:
         raise Refused(where, f"has {len(dims)} dimensions; rows and columns are taken")
-    return flat_values(flat, where, rest[0] if rest else 0)
+    return rest[0] if rest else 0
 
 
 def shape_of(shape: Any, where: str) -> list[int]:

@@ -20,7 +20,7 @@ LAYERS = (
     {"store", "sqlite_file", "sqlite_store", "redis_store", "redis_link", "events", "server_stats"}
     | {"background", "isolation"},
     {"committer", "config", "models_file", "sink", "watch", "outbox", "identity"},
-    {"labels", "replies", "ignored"},
+    {"labels", "replies", "ignored", "large_bodies"},
     {"app"},
     {"exposition", "families", "series_cap", "pages", "dashboard", "pushgateway"},
     {"host", "log", "workers"},

@@ -84,9 +84,9 @@ def infer(truth: Values, prediction: Values) -> tuple[str, bool]:
         return "regression", True
     if len(truth) == 1 < len(prediction):
         return "multiclass", True
-    zero_one = set(truth.flat) <= {0, 1}
+    zero_one = truth.among({0, 1})
     if prediction.integral():
-        return "multiclass", not (zero_one and set(prediction.flat) <= {0, 1})
+        return "multiclass", not (zero_one and prediction.among({0, 1}))
     if zero_one and all(0 <= value <= 1 for value in prediction.flat):
         return "binary", True
     return "regression", True

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Collection, Sequence
+
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
-from .classes import Classes, agree, count_pairs
+from .classes import COUNTED_AT_ONCE, Classes, Keys, agree, count_pairs
 from .classification import count_outcomes, count_probabilities
 from .evaluation import Evaluation, Known
 from .multiclass import first_bad_row, one_hot
@@ -25,12 +28,18 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     true = _labels(truth, classes)
     positive = settings.positive
     rows = _probabilities(prediction, positive, classes)
+    predicted: Collection[str]
     if rows is None:
         predicted = _labels(prediction, classes)
     else:
         of = (str(1 - positive), str(positive))
-        predicted = [of[p >= settings.threshold] for p in rows.flat[positive::2]]
-        columns = [int(key) for key in true]
+        if rows.rows > COUNTED_AT_ONCE:
+            at_least = rows.matrix()[:, positive] >= settings.threshold
+            predicted = Keys({0: of[0], 1: of[1]}, array("B", at_least.tobytes()))
+            columns: Sequence[int] = array("B", map(int, true))
+        else:
+            predicted = [of[p >= settings.threshold] for p in rows.flat[positive::2]]
+            columns = [int(key) for key in true]
         count_probabilities(evaluation.increment, rows, KEYS, columns, settings.k)
     outcomes = count_pairs(true, predicted)
     count_outcomes(evaluation.increment, outcomes, {key: key for key in KEYS})
@@ -39,7 +48,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
     return evaluation
 
 
-def _labels(values: Values, classes: Classes) -> list[str]:
+def _labels(values: Values, classes: Classes) -> Collection[str]:
     if values.width:
         own = _columns(values, classes) if values.names else [0, 1]
         return [str(own[column]) for column in one_hot(values)]
@@ -65,7 +74,7 @@ def _probabilities(prediction: Values, positive: int, classes: Classes) -> Value
     flat = prediction.flat
     if not prediction.numeric:
         return None
-    if set(flat) <= {0, 1} and prediction.whole():
+    if prediction.among({0, 1}) and prediction.whole():
         return None
     if prediction.width:
         bad = first_bad_row(prediction)
@@ -78,5 +87,10 @@ def _probabilities(prediction: Values, positive: int, classes: Classes) -> Value
     for row, p in enumerate(flat):
         if not 0 <= p <= 1:
             raise Refused(prediction.field, f"row {row} is {p!r}; a probability lies in 0 to 1")
+    if prediction.rows > COUNTED_AT_ONCE:
+        numbers = prediction.matrix()
+        both = numbers.repeat(2, axis=1)
+        both[:, 1 - positive] = 1 - both[:, positive]
+        return Values.of_doubles(prediction.field, both.tobytes(), 2)
     pairs = [q for p in flat for q in ((1 - p, p) if positive else (p, 1 - p))]
     return Values(prediction.field, pairs, 2, True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -32,11 +32,18 @@ REMEMBERED = 1000
 
 def count_pairs(true: Collection[Any], predicted: Collection[Any]) -> Counter[Any]:
     """(truth, prediction) -> rows. Raises ValueError where one has more than the other."""
-    pairs = zip(true, predicted, strict=True)
-    found = Counter(islice(pairs, COUNTED_AT_ONCE))
-    for _ in range(COUNTED_AT_ONCE, len(true) + 1, COUNTED_AT_ONCE):
-        found.update(islice(pairs, COUNTED_AT_ONCE))
+    parts = pairs_by_parts(true, predicted)
+    found = next(parts)
+    for part in parts:
+        found.update(part)
     return found
+
+
+def pairs_by_parts(true: Collection[Any], predicted: Collection[Any]) -> Iterator[Counter[Any]]:
+    """`count_pairs` of COUNTED_AT_ONCE rows after the other, in order."""
+    pairs = zip(true, predicted, strict=True)
+    for _ in range(0, len(true) + 1, COUNTED_AT_ONCE):
+        yield Counter(islice(pairs, COUNTED_AT_ONCE))
 
 
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
@@ -86,13 +93,11 @@ def agree(
 
 
 def _is_row(values: Values) -> bool:
-    return values.numeric and len(values.flat) > 1
+    return values.numeric and values.rows > 1
 
 
 def _fractions(values: Values) -> bool:
-    return values.numeric and any(
-        type(value) is float and not value.is_integer() for value in values.flat
-    )
+    return values.numeric and not values.integral()
 
 
 def _one_hot(row: Sequence[Any]) -> bool:
@@ -130,7 +135,7 @@ class Classes:
             return False
         return not _has_numeral(self.names)
 
-    def keys(self, values: Values, width: int = 0, fractions: bool = True) -> list[str]:
+    def keys(self, values: Values, width: int = 0, fractions: bool = True) -> Collection[str]:
         """The class keys of (N,) labels; `width` is the number of columns of the other side.
 
         Raises Refused for a label that is no column, no configured class, or unfit for a label.
@@ -142,6 +147,8 @@ class Classes:
                 if type(value) is float and not value.is_integer():
                     raise Refused(values.field, f"{value!r} is no class label")
         keys = {value: find(value) for value in distinct}
+        if len(values.flat) > COUNTED_AT_ONCE:
+            return Keys(keys, values.flat)
         return [keys[value] for value in values.flat]
 
     def _finder(self, values: Values, width: int) -> Callable[[Any], str]:
@@ -177,6 +184,23 @@ class Classes:
                     return range(values.width)
                 raise Refused(values.field, f"{error.args[0]!r} is no configured class") from None
         return range(values.width)
+
+
+class Keys(Collection[str]):
+    """The class keys of very many labels, made as they are asked for."""
+
+    def __init__(self, keys: Mapping[Any, str], flat: Sequence[Any]) -> None:
+        self._keys = keys
+        self._flat = flat
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._keys.__getitem__, self._flat)
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys.values()
 
 
 _Fixed = tuple[Sequence[str], tuple[str, ...], Mapping[str, str]]

@@ -75,6 +75,56 @@ def cap_confusions(vector: Vector, known: Collection[str]) -> None:
     vector["confusion"] = folded
 
 
+class Tally:
+    """`count_outcomes` and `cap_confusions`, of some rows after the other.
+
+    No more cells of the confusion matrix are held than are counted apart.
+    """
+
+    def __init__(self, counted_as: Mapping[str, str], known: Collection[str]) -> None:
+        self._counted_as = counted_as
+        self._known = known
+        self._room = MAX_CONFUSIONS - len(known)
+        self._hits: dict[Labels, Number] = {}
+        self._misses: dict[Labels, Number] = {}
+        self._alarms: dict[Labels, Number] = {}
+        self._wrong: dict[Labels, Number] = {}
+
+    def add(self, pairs: Mapping[tuple[str, str], int]) -> None:
+        """Add rows by (truth, prediction)."""
+        for (true, predicted), n in pairs.items():
+            true_as, predicted_as = self._counted_as[true], self._counted_as[predicted]
+            if true == predicted:
+                _add(self._hits, (true_as,), n)
+            else:
+                _add(self._misses, (true_as,), n)
+                _add(self._alarms, (predicted_as,), n)
+                _add(self._wrong, self._cell(true_as, predicted_as), n)
+
+    def _cell(self, truth: str, prediction: str) -> Labels:
+        """Where a wrong prediction counts."""
+        labels = truth, prediction
+        if labels in self._wrong or prediction == OTHER or cell(*labels) in self._known:
+            return labels
+        if self._room <= 0:
+            return truth, OTHER
+        self._room -= 1
+        return labels
+
+    def count(self, vector: Vector) -> None:
+        """Put all rows into a vector."""
+        if self._hits:
+            vector["true_positives"] = self._hits
+        if self._wrong:
+            vector["false_negatives"] = self._misses
+            vector["false_positives"] = self._alarms
+            vector["confusion"] = self._wrong
+
+
+def _add(cells: dict[Labels, Number], labels: Labels, n: int) -> None:
+    cells[labels] = cells.get(labels, 0) + n
+
+
 def cell(truth: str, prediction: str) -> str:
     """A cell of the confusion matrix as a label in use."""
     return f"{truth}\0{prediction}"

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from ..errors import Refused
 from ..model_settings import ModelSettings
 from ..payload import Feedback, Values
 from . import one_row
-from .classes import REMEMBERED, TOLERANCE, Classes, agree, cap, count_pairs
-from .classification import VECTOR_ROWS, cap_confusions, count_outcomes, count_probabilities
+from .classes import (
+    COUNTED_AT_ONCE,
+    REMEMBERED,
+    TOLERANCE,
+    Classes,
+    agree,
+    cap,
+    count_pairs,
+    pairs_by_parts,
+)
+from .classification import (
+    VECTOR_ROWS,
+    Tally,
+    cap_confusions,
+    count_outcomes,
+    count_probabilities,
+)
 from .evaluation import Evaluation, Known
 
 
@@ -34,7 +51,10 @@ def evaluate_rows(feedback: Feedback, settings: ModelSettings, known: Known) -> 
         keys = column_keys(columns)
         true = [keys[at] for at in one_hot(truth)] if columns else _labels(truth, classes)
         predicted = _labels(prediction, classes, len(columns))
-        _count(evaluation, count_pairs(true, predicted), settings, known)
+        if len(truth) > COUNTED_AT_ONCE:
+            _count_many(evaluation, true, predicted, settings, known)
+        else:
+            _count(evaluation, count_pairs(true, predicted), settings, known)
     if truth.width or prediction.width:
         evaluation.gauges["columns", ()] = truth.width or prediction.width
     classes.fix(evaluation)
@@ -77,6 +97,22 @@ def _count(
     counted_as = cap(keys, known, settings.max_classes)
     count_outcomes(evaluation.increment, pairs, counted_as)
     cap_confusions(evaluation.increment, known.labels.get("confusion", ()))
+
+
+def _count_many(
+    evaluation: Evaluation,
+    true: Collection[str],
+    predicted: Collection[str],
+    settings: ModelSettings,
+    known: Known,
+) -> None:
+    """`_count` of very many rows, whose pairs are not held all at once."""
+    keys = dict.fromkeys(chain.from_iterable(zip(true, predicted, strict=True)))
+    counted_as = cap(keys, known, settings.max_classes)
+    tally = Tally(counted_as, known.labels.get("confusion", ()))
+    for pairs in pairs_by_parts(true, predicted):
+        tally.add(pairs)
+    tally.count(evaluation.increment)
 
 
 def column_keys(columns: Sequence[int]) -> Sequence[str]:
@@ -123,7 +159,7 @@ def _true_columns(
             plain = as_columns(truth, len(columns))
             if plain is not None:
                 return plain
-        true = _labels(truth, classes, len(columns))
+        true: Collection[str] = _labels(truth, classes, len(columns))
     else:
         best = one_hot(truth)
         own = classes.columns(truth) if truth.names else columns
@@ -141,7 +177,7 @@ def _true_columns(
         raise Refused(truth.field, reason) from None
 
 
-def _labels(values: Values, classes: Classes, width: int = 0) -> list[str]:
+def _labels(values: Values, classes: Classes, width: int = 0) -> Collection[str]:
     """The class keys of (N,) labels beside rows of `width` columns, if any."""
     return classes.keys(
         values, width, fractions=classes.fractions and not width and values.rows == 1
@@ -153,9 +189,10 @@ def one_hot(values: Values) -> Sequence[int]:
 
     A row of probabilities stands for the class it makes most likely.
     """
-    flat = values.flat
-    if values.rows == 1 and flat.count(1) == 1 and flat.count(0) == values.width - 1:
-        return [flat.index(1)]
+    if values.rows == 1:
+        flat = values.flat
+        if flat.count(1) == 1 and flat.count(0) == values.width - 1:
+            return [flat.index(1)]
     best = argmax(values)
     bad = first_bad_row(values)
     if bad is not None:
@@ -184,8 +221,11 @@ def as_probabilities(prediction: Values, settings: ModelSettings) -> Values | No
         sums = [sum(prediction.row(row)) for row in range(len(prediction))]
         if min(sums) > 0 and max(sums) < float("inf"):
             sums = [1.0 if abs(total - 1) <= TOLERANCE else total for total in sums]
-            scaled = [number / sums[at // width] for at, number in enumerate(flat)]
-            return Values(prediction.field, scaled, width, True, prediction.names)
+            scaled = array("d", (number / sums[at // width] for at, number in enumerate(flat)))
+            names = prediction.names
+            if len(flat) > COUNTED_AT_ONCE:
+                return Values.of_doubles(prediction.field, scaled.tobytes(), width, names)
+            return Values(prediction.field, scaled.tolist(), width, True, names)
     raise Refused(
         prediction.field,
         f"row {bad} is no row of probabilities (it sums to {sum(numbers):.6g}, from "

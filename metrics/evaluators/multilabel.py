@@ -66,7 +66,7 @@ def evaluate(feedback: Feedback, settings: ModelSettings, known: Known) -> Evalu
 
 
 def _check(truth: Values, prediction: Values) -> None:
-    if not set(truth.flat) <= {0, 1}:
+    if not truth.among({0, 1}):
         raise Refused(truth.field, "must be zeros and ones: the model's task is multilabel")
     if min(prediction.flat) < 0 or max(prediction.flat) > 1:
         raise Refused(prediction.field, "must lie between 0 and 1: the model's task is multilabel")

@@ -224,4 +224,6 @@ def evaluate_custom(feedback: Feedback, settings: ModelSettings, known: Known) -
 
 def nested(values: Values) -> list[Any]:
     """The values as nested lists, as they came."""
-    return [values.row(row) for row in range(len(values))] if values.width else values.flat
+    if not values.width:
+        return list(values.flat)
+    return [list(values.row(row)) for row in range(len(values))]
