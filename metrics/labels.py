@@ -238,8 +238,11 @@ def _shape(state: ModelState | None) -> tuple[Any, ...]:
     )
 
 
-def _metrics_in(gauges: Iterable[GaugeKey]) -> set[str]:
-    return {"\0".join(key) for family, key in gauges if family == "user_gauges"}
+def _metrics_in(gauges: Iterable[GaugeKey]) -> Collection[str]:
+    for family, _ in gauges:
+        if family == "user_gauges":
+            return {"\0".join(key) for family, key in gauges if family == "user_gauges"}
+    return ()
 
 
 def _labels_in(vector: Increment | Compact) -> Kinds:

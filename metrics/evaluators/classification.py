@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ..bins import calibration_bin, logit_bin
 from ..counters import NO_LABELS, OTHER, Labels, Number, Vector
-from ..exact import FINE_ONE, fine, log_loss, of_fine, of_fine_squared
+from ..exact import FINE_ONE, log_loss, of_fine, of_fine_squared
 from ..payload import Values
 
 MAX_SCORED_CLASSES = 64
@@ -152,13 +152,13 @@ def count_probabilities(
     losses = squares = briers = brier_squares = 0
     sizes: dict[Labels, Number] = {}
     hits: dict[Labels, Number] = {}
-    confidences: dict[Labels, Number] = {}
+    confidences: dict[Labels, int] = {}
     scores: dict[Labels, Number] = {}
     top = 0
     scored = columns_scored(keys)
     for start, true in enumerate(truth):
         row = rows.row(start)
-        loss, distance = fine(log_loss(row[true])), fine(brier(row, true))
+        loss, distance = round(log_loss(row[true]) * FINE_ONE), round(brier(row, true) * FINE_ONE)
         measures.append((loss / FINE_ONE, distance / FINE_ONE))
         losses += loss
         squares += loss * loss
@@ -168,7 +168,7 @@ def count_probabilities(
         bin = (str(calibration_bin(confidence)),)
         sizes[bin] = sizes.get(bin, 0) + 1
         hits[bin] = hits.get(bin, 0) + (row.index(confidence) == true)
-        confidences[bin] = confidences.get(bin, 0) + of_fine(fine(confidence))
+        confidences[bin] = confidences.get(bin, 0) + round(confidence * FINE_ONE)
         if k:
             top += rank(row, true) < k
         for column in scored:
@@ -181,7 +181,7 @@ def count_probabilities(
     vector["brier_squared"] = {NO_LABELS: of_fine_squared(brier_squares)}
     vector["calibration_rows"] = sizes
     vector["calibration_hits"] = hits
-    vector["calibration_confidence"] = confidences
+    vector["calibration_confidence"] = {bin: of_fine(sum) for bin, sum in confidences.items()}
     if scores:
         vector["scores"] = scores
     if k:
@@ -192,13 +192,11 @@ def count_probabilities(
 
 def brier(row: Sequence[float], true: int) -> float:
     """The Brier score of a row; of two classes as scikit-learn has it. Summed column by column."""
+    errors = list(row)
+    errors[true] -= 1
     distance = 0.0
-    for p in row[:true]:
-        distance += p * p
-    p = row[true] - 1
-    distance += p * p
-    for p in row[true + 1 :]:
-        distance += p * p
+    for error in errors:
+        distance += error * error
     return distance / 2 if len(row) == 2 else distance
 
 
