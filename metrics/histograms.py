@@ -108,8 +108,9 @@ class Histograms(Packed):
 
     def _columns(self, bins: NDArray[np.intp]) -> NDArray[np.intp]:
         """The column of each bin, for which there must be one."""
-        columns: NDArray[np.intp] = bins.clip(self.low - 1, self.high + 1) - (self.low - 1)
-        return columns
+        columns: NDArray[np.intp] = np.maximum(bins, self.low - 1)
+        columns = np.minimum(columns, self.high + 1)
+        return columns - (self.low - 1)
 
     def parts(self) -> tuple[Any, ...]:
         """What `from_parts` makes them of again: the counts in as few bytes as will do, base64."""
@@ -212,13 +213,15 @@ def counted(
     classes: tuple[str, ...], bins: NDArray[np.intp], truth: NDArray[np.intp]
 ) -> Packed | dict[Labels, Number]:
     """(N, K) scores by their bins, in a column for each class; `truth`: (N,), or none of them."""
-    low, high = _inner(bins)
+    low, high = int(bins.min()), int(bins.max())
+    if has_outermost := low == -MAX_LOGIT_BIN or high == MAX_LOGIT_BIN:
+        low, high = _inner(bins)
     found = empty(classes, low, high)
     shape, width = found.counts.shape, found.counts.shape[2]
-    places = bins.clip(low - 1, high + 1)
-    places += np.arange(len(classes)) * (2 * width) - (low - 1)
+    places = found._columns(bins) if has_outermost else bins - (low - 1)
     if len(classes) > 1:
-        places[np.arange(len(truth)), truth] += width
+        places += np.arange(0, 2 * width * len(classes), 2 * width)
+        places.ravel()[np.arange(0, places.size, len(classes)) + truth] += width
     else:
         places[truth == 0] += width
     if found.counts.size <= _WORTH * bins.size:

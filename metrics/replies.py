@@ -28,7 +28,7 @@ from .events import (
     lines_of,
     own_lines,
 )
-from .exact import shown
+from .exact import REALS, shown
 from .isolation import Isolation
 from .joins import IDENTITY
 from .model_settings import ModelSettings
@@ -279,8 +279,12 @@ def readable(increment: Increment | Compact) -> dict[str, Any]:
     for family, cells in increment.items():
         if family in _HIDDEN:
             continue
-        for labels, number in cells.items():
-            value = shown(family, number)
+        if family in REALS:
+            cells = {labels: shown(family, number) for labels, number in cells.items()}
+        if set(map(len, cells)) == {1}:
+            readable[family] = {label: value for (label,), value in cells.items()}
+            continue
+        for labels, value in cells.items():
             at, last = readable, family
             for label in labels:
                 below = at.setdefault(last, {})

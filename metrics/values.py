@@ -156,6 +156,8 @@ class Values:
         import numpy as np
 
         numbers = self.matrix().ravel()
+        if len(numbers) <= PART:
+            return bool(np.isfinite(numbers).all())
         parts = (numbers[at : at + PART] for at in range(0, len(numbers), PART))
         return all(bool(np.isfinite(part).all()) for part in parts)
 
@@ -216,12 +218,12 @@ def read_array(value: Any, where: str, _: Budget = NO_BUDGET) -> Values:
     if (len(value) < _MANY or len(value[0]) == 1) and set(map(type, value)) != {list}:
         raise Refused(where, "mixes rows and scalars")
     try:
-        widths = set(map(len, value))
+        widths = list(map(len, value))
     except TypeError:
         raise Refused(where, "mixes rows and scalars") from None
-    if len(widths) != 1:
+    width = widths[0]
+    if widths.count(width) != len(widths):
         raise Refused(where, f"ragged: rows of {min(widths)} to {max(widths)} values")
-    width = widths.pop()
     if width == 0:
         raise Refused(where, "has empty rows")
     flat: list[Any] = []

@@ -6,6 +6,7 @@ and of many products of two, stay below 2**53: then adding doubles is exact, in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import mul
 
 import numpy as np
@@ -33,6 +34,7 @@ FEW = 200
 """Rows below which Python's own ints are faster."""
 _AT_ONCE = 2048
 """Rows whose products of two parts can be added: 2**11 times 2**42."""
+_ONES = np.ones(_AT_ONCE)
 _MANY_COLUMNS = 64
 """From as many columns one pass over them all is faster than one of each."""
 
@@ -47,31 +49,49 @@ _FINE_SQUARED = FINE_ONE * FINE_ONE
 _LOW, _HIGH, _FINE, _UNFINE = map(_constant, (CLIP, 1 - CLIP, FINE_ONE, 1 / FINE_ONE))
 _HALF_ROOT, _EXPONENT = np.array(HALF_ROOT).view(np.int64), np.array(52)
 _HALF, _ONE, _TWO = map(_constant, (0.5, 1.0, 2.0))
-_GRIDS = [_constant(1.5 * 2.0 ** (52 - places)) for places in (15, 36)]
-"""Adding one and subtracting it again rounds to so many binary places; what is left has 21 more."""
+_GRIDS = [_constant(1.5 * 2.0 ** (52 - places)) for places in (15, 36, FINE)]
+"""Adding one and subtracting it again rounds to so many binary places: 21 more each time."""
 _CONFIDENCE_GRIDS = [_constant(1.5 * 2.0 ** (52 - places)) for places in (30, FINE)]
 
 
 def log_losses(probabilities: Floats) -> Floats:
     """`exact.log_loss` of each."""
-    clipped = np.minimum(np.maximum(probabilities, _LOW), _HIGH)
-    bits = clipped.view(np.int64)
+    f = np.maximum(probabilities, _LOW)
+    np.minimum(f, _HIGH, out=f)
+    bits = f.view(np.int64)
     exponents = bits - _HALF_ROOT
     exponents >>= _EXPONENT
     k = exponents.astype(np.float64)
     exponents <<= _EXPONENT
-    f = (bits - exponents).view(np.float64) - _ONE
-    s = f / (f + _TWO)
+    bits -= exponents
+    f -= _ONE
+    s = f + _TWO
+    np.divide(f, s, out=s)
     z = s * s
     w = z * z
-    odd, even, half = _ODD[3], _EVEN[2], _HALF * f * f
-    for each in _ODD[2::-1]:
-        odd = each + w * odd
-    for each in _EVEN[1::-1]:
-        even = each + w * even
-    r = z * odd + w * even
-    losses: Floats = ((half - (s * (half + r) + k * _LN2_REST)) - f) - k * _LN2
-    return losses
+    r = _polynomial(_ODD, w)
+    r *= z
+    w *= _polynomial(_EVEN, w)
+    r += w
+    half = _HALF * f
+    half *= f
+    r += half
+    s *= r
+    s += k * _LN2_REST
+    half -= s
+    half -= f
+    k *= _LN2
+    half -= k
+    return half
+
+
+def _polynomial(coefficients: Sequence[Floats], w: Floats) -> Floats:
+    found: Floats = w * coefficients[-1]
+    for each in coefficients[-2:0:-1]:
+        found += each
+        found *= w
+    found += coefficients[0]
+    return found
 
 
 def sum_of_columns(rows: Floats, into: Floats) -> None:
@@ -79,8 +99,8 @@ def sum_of_columns(rows: Floats, into: Floats) -> None:
     if rows.shape[1] >= _MANY_COLUMNS:
         into[:] = np.cumsum(rows, axis=1)[:, -1]  # one after the other, unlike `sum`
         return
-    into[:] = rows[:, 0]
-    for column in range(1, rows.shape[1]):
+    np.add(rows[:, 0], rows[:, 1], out=into)
+    for column in range(2, rows.shape[1]):
         into += rows[:, column]
 
 
@@ -119,33 +139,40 @@ def exact_sums(rows: Floats) -> list[int]:
 
 
 def sums_and_squares(numbers: Floats) -> list[tuple[int, int]]:
-    """The exact sum of each row of (R, N) numbers as `to_fine` gives them, and of its squares.
+    """The sum of `exact.fine` of each row of (R, N) numbers, and of the squares of these.
 
-    In units; the numbers are at most 64.
+    In units; the numbers are below 64, and fewer than FEW of them as `to_fine` gives them.
     """
     if numbers.shape[1] < FEW:
         each = (numbers * _FINE).astype(np.int64).tolist()
         return [(of_fine(sum(row)), of_fine_squared(sum(map(mul, row, row)))) for row in each]
-    return [_sum_and_square(row) for row in numbers]
+    if numbers.shape[1] > _AT_ONCE:
+        halves = map(sums_and_squares, np.array_split(numbers, 2, axis=1))
+        return [(a + c, b + d) for (a, b), (c, d) in zip(*halves, strict=True)]
+    ones = _ONES[: numbers.shape[1]]
+    found = []
+    for high, middle, rest in zip(*_parts(numbers), strict=True):
+        sums = high.dot(ones), middle.dot(ones), rest.dot(ones)
+        squares = high.dot(high), middle.dot(middle), rest.dot(rest)
+        products = high.dot(middle), high.dot(rest), middle.dot(rest)
+        total = sum([int(each * FINE_ONE) for each in sums])
+        square = sum([int(each * _FINE_SQUARED) for each in squares])
+        square += 2 * sum([int(each * _FINE_SQUARED) for each in products])
+        found.append((of_fine(total), of_fine_squared(square)))
+    return found
 
 
-def _sum_and_square(numbers: Floats) -> tuple[int, int]:
-    total = square = 0
-    for start in range(0, len(numbers), _AT_ONCE):
-        rest = numbers[start : start + _AT_ONCE]
-        high = rest + _GRIDS[0]
-        high -= _GRIDS[0]
-        rest = rest - high
-        middle = rest + _GRIDS[1]
-        middle -= _GRIDS[1]
-        rest -= middle
-        ones = np.ones(len(rest))
-        for part in (high, middle, rest):
-            total += int(part.dot(ones) * FINE_ONE)
-            square += int(part.dot(part) * _FINE_SQUARED)
-        for one, other in ((high, middle), (high, rest), (middle, rest)):
-            square += 2 * int(one.dot(other) * _FINE_SQUARED)
-    return of_fine(total), of_fine_squared(square)
+def _parts(numbers: Floats) -> tuple[Floats, Floats, Floats]:
+    """What `to_fine` gives of numbers below 64, in three parts of 21 bits each."""
+    high = numbers + _GRIDS[0]
+    high -= _GRIDS[0]
+    rest = numbers - high
+    middle = rest + _GRIDS[1]
+    middle -= _GRIDS[1]
+    rest -= middle
+    rest += _GRIDS[2]
+    rest -= _GRIDS[2]
+    return high, middle, rest
 
 
 def sums_by(numbers: Floats, bins: NDArray[np.intp], most: int) -> list[int]:
@@ -156,8 +183,5 @@ def sums_by(numbers: Floats, bins: NDArray[np.intp], most: int) -> list[int]:
     low = numbers - high
     low += fine
     low -= fine
-    highs, lows = np.bincount(bins, high, most).tolist(), np.bincount(bins, low, most).tolist()
-    scale = 2.0**FINE
-    return [
-        of_fine(int(high * scale) + int(low * scale)) for high, low in zip(highs, lows, strict=True)
-    ]
+    sums = [(np.bincount(bins, part, most) * _FINE).tolist() for part in (high, low)]
+    return [of_fine(int(high) + int(low)) for high, low in zip(*sums, strict=True)]

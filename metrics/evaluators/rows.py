@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN, logit_bin
+from ..bins import CALIBRATION_BINS, LOGITS_A_UNIT, MAX_LOGIT_BIN, logit_bin, score_of
 from ..counters import NO_LABELS, merge
 from ..histograms import counted
 from ..payload import Values
@@ -55,7 +55,8 @@ def count_probability_rows(
     sum_of_columns(distances, measures[1])
     if width == 2:
         measures[1] /= 2
-    measures = to_fine(measures)
+    if n < FEW:
+        measures = to_fine(measures)
     (losses, loss_squares), (briers, brier_squares) = sums_and_squares(measures)
     vector["probability_rows"] = {NO_LABELS: n}
     vector["log_loss"] = {NO_LABELS: losses}
@@ -65,27 +66,30 @@ def count_probability_rows(
 
     confidence = flat.take(starts + chosen)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
-    sizes = np.bincount(bins, minlength=CALIBRATION_BINS)
-    hits = np.bincount(bins[chosen == true], minlength=CALIBRATION_BINS).tolist()
+    wrong_or_right = np.bincount(2 * bins + (chosen == true), minlength=2 * CALIBRATION_BINS)
     sums = sums_by(confidence, bins, CALIBRATION_BINS)
-    used = sizes.nonzero()[0].tolist()
-    vector["calibration_rows"] = {(str(bin),): int(sizes[bin]) for bin in used}
-    vector["calibration_hits"] = {(str(bin),): hits[bin] for bin in used}
-    vector["calibration_confidence"] = {(str(bin),): sums[bin] for bin in used}
+    found = zip(_BIN_LABELS, wrong_or_right.reshape(-1, 2).tolist(), sums, strict=True)
+    used = [
+        (bin, wrong + right, right, sum) for bin, (wrong, right), sum in found if wrong or right
+    ]
+    vector["calibration_rows"] = {bin: size for bin, size, _, _ in used}
+    vector["calibration_hits"] = {bin: hits for bin, _, hits, _ in used}
+    vector["calibration_confidence"] = {bin: sum for bin, _, _, sum in used}
 
     scored = columns_scored(keys)
     if scored:
         first = scored[0]
-        logits = _between(rows[:, first:], _OUTERMOST, 1 - _OUTERMOST)
-        logits /= 1 - logits
+        logits = np.maximum(rows[:, first:], _OUTERMOST)
+        np.minimum(logits, 1 - _OUTERMOST, out=logits)
+        nearest = 1 - logits
+        logits /= nearest
         np.log(logits, out=logits)
         logits *= LOGITS_A_UNIT
-        nearest = np.rint(logits)
+        np.rint(logits, out=nearest)
         logits -= nearest
         if np.abs(logits, out=logits).max() > _HALF_WAY:  # another logarithm may round otherwise
             for row, column in np.argwhere(logits > _HALF_WAY):
                 nearest[row, column] = logit_bin(float(rows[row, first + column]))
-        nearest = _between(nearest, -MAX_LOGIT_BIN, MAX_LOGIT_BIN)
         vector["scores"] = counted(tuple(keys[first:]), nearest.astype(np.intp), true - first)
     if k:
         score = p[:, None]
@@ -96,15 +100,10 @@ def count_probability_rows(
     return list(zip(*measures.tolist(), strict=True)) if n < FEW else []
 
 
+_BIN_LABELS = [(str(bin),) for bin in range(CALIBRATION_BINS)]
 _HALF_WAY = 0.5 - 1e-9
-_OUTERMOST = 1e-15
-"""A score that is in the outermost bin, as all smaller ones are."""
-
-
-def _between(numbers: Floats, low: float, high: float) -> Floats:
-    """`numbers`, none of them beyond `low` or `high`; few ones in half the time of `clip`."""
-    found = np.maximum(numbers, low)
-    return np.minimum(found, high, out=found)
+_OUTERMOST = score_of(-MAX_LOGIT_BIN)
+"""A score in the middle of the outermost bin, which all smaller ones are in."""
 
 
 def outcomes(true: Sequence[int], best: Sequence[int], width: int) -> dict[tuple[int, int], int]:
@@ -125,10 +124,14 @@ def outcomes(true: Sequence[int], best: Sequence[int], width: int) -> dict[tuple
 def first_bad(rows: Floats, tolerance: float) -> int | None:
     """The first row that holds a negative number or does not sum to 1; None where all do."""
     with np.errstate(over="ignore"):
-        off = abs(rows @ np.ones(rows.shape[1]) - 1) > tolerance
-    if rows.min() < 0:
-        off |= rows.min(axis=1) < 0
-    return int(off.argmax()) if off.any() else None
+        off = rows.dot(np.ones(rows.shape[1]))
+    off -= 1
+    np.abs(off, out=off)
+    if off.max() <= tolerance and rows.min() >= 0:
+        return None
+    bad = off > tolerance
+    bad |= rows.min(axis=1) < 0
+    return int(bad.argmax())
 
 
 def as_columns(labels: Values, width: int) -> Sequence[int] | None:
@@ -137,7 +140,7 @@ def as_columns(labels: Values, width: int) -> Sequence[int] | None:
     if numbers.min() < 0 or numbers.max() >= width:
         return None
     columns = numbers.astype(np.intp)
-    if (columns != numbers).any():
+    if np.count_nonzero(columns != numbers):
         return None
     plain: Sequence[int] = columns  # type: ignore[assignment]  # an array, read as a sequence
     return plain
